@@ -1,0 +1,38 @@
+# make sweep: install and run the main job. make test: install and run the tests. Needs git, make and Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help sweep axes test test-slow lint clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+sweep: $(INSTALLED)  ## the main job: depth, width and compound at twice the cost, on the embedded data (about 3 minutes on 2 cores)
+	$(BIN)/python -m src.run -m scaling=depth,width,compound
+
+axes: $(INSTALLED)  ## all five arms, three seeds: the side-by-side comparison (about 15 minutes on 2 cores)
+	$(BIN)/python -m src.run -m +sweep=axes
+
+test: $(INSTALLED)  ## ruff, the type checker and the default tests
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)  ## all tests, the slow ones too
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+
+clean:  ## remove the environment; studies in outputs/ stay
+	rm -rf .venv scalestudy.egg-info
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "ScaleStudy needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
