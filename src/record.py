@@ -1,0 +1,232 @@
+"""The one typed row a run leaves behind, and the one table of metrics.
+
+Everything that is later shown about a run (record.json, the W&B row, a line of the report) is read from a `RunRecord`,
+so that no number exists in two versions. Accuracies are fractions in [0, 1]; losses are mean cross-entropy in nats
+without label smoothing; MACs are multiply-adds of convolutions and linear layers for one picture; sizes are bytes;
+times are seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RECORD_FILE = "record.json"
+
+# Fields in which two runs of one command may differ on one CPU machine; all others must be identical.
+VOLATILE_FIELDS = frozenset(
+    {"study", "seconds", "train_seconds", "images_per_second", "peak_memory_bytes", "started", "wandb_id", "wandb_mode"}
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What one finished run was, cost and reached. Flat: every field is a JSON scalar.
+
+    `val_*` and `test_*` without a prefix are taken from the checkpoint that validation chose (`best_epoch`); the test
+    split is evaluated once, with that checkpoint. `asked_*` is what the rule wanted, the name without prefix is what
+    the trained network realises (audited on the built module).
+    """
+
+    # Identity
+    study: str
+    arm: str
+    seed: int
+    status: str
+    # What was asked and what was realised
+    network: str
+    data: str
+    recipe: str
+    budget: float  # asked cost as a multiple of the base network's MACs
+    snapped_budget: float  # the common multiple that all arms of this budget are solved to
+    asked_depth: float  # multiplier of the base's repeats
+    asked_width: float  # multiplier of the base's channels
+    asked_resolution: float  # multiplier of the base's input side
+    depth: float  # realised blocks / base blocks
+    width: float  # realised: sum of stage channels / base's
+    resolution: int  # realised input side, pixels
+    base_resolution: int  # pixels
+    blocks: int
+    native_resolution: int  # stored pixels of the data: beyond it, resolution adds compute and no information
+    share_depth: float  # share of log-MACs growth, in [0, 1]; the three sum to 1 (0 for the base)
+    share_width: float
+    share_resolution: float
+    # Cost
+    macs: int
+    base_macs: int
+    params: int
+    activations: int  # elements of convolution outputs, one picture
+    fvcore_total: int  # fvcore's own total for one picture, batch norm and pooling included
+    # Result, at the validation-chosen epoch
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float
+    test_loss: float
+    best_epoch: int  # counted from 1
+    # Curves: best and last value, and the epoch (from 1) of the best
+    epochs: int
+    best_train_accuracy: float
+    best_train_accuracy_epoch: int
+    last_train_accuracy: float
+    best_train_loss: float
+    best_train_loss_epoch: int
+    last_train_loss: float
+    best_val_accuracy: float
+    best_val_accuracy_epoch: int
+    last_val_accuracy: float
+    best_val_loss: float
+    best_val_loss_epoch: int
+    last_val_loss: float
+    # Liveness and honesty
+    steps: int  # optimizer steps taken
+    ema_updates: int
+    ema_distance: float  # relative L2 distance between averaged and raw weights at the end of training
+    test_openings: int
+    classes: int
+    train_pictures: int
+    val_pictures: int
+    test_pictures: int
+    # Speed and memory
+    seconds: float  # the whole run, start-up included
+    train_seconds: float
+    images_per_second: float  # training, median over epochs
+    peak_memory_bytes: int
+    # Environment
+    device: str
+    devices: int
+    precision: str
+    threads: int
+    python_version: str
+    torch_version: str
+    lightning_version: str
+    hydra_version: str
+    wandb_version: str
+    fvcore_version: str
+    platform: str
+    code_revision: str
+    # Provenance
+    config_hash: str
+    data_fingerprint: str
+    architecture_sha256: str  # names and shapes of all weights of the trained module
+    weights_sha256: str  # values of the weights that the test split was evaluated with
+    predictions_sha256: str  # stored labels and logits of validation and test
+    wandb_id: str
+    wandb_mode: str
+    started: str  # ISO 8601, UTC
+    notes: str = ""  # loud lines: what was asked for and not granted, warnings that belong to the number
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The record as a flat, JSON-ready mapping."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunRecord:
+        """Check a mapping field by field and build the record.
+
+        Raises:
+            ValueError: a field is missing, unknown, of the wrong type or not finite.
+        """
+        types = typing.get_type_hints(cls)
+        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+        missing = sorted(required - values.keys())
+        unknown = sorted(values.keys() - types.keys())
+        if missing or unknown:
+            raise ValueError(f"record has missing fields {missing} and unknown fields {unknown}")
+        for name, value in values.items():
+            kind = types[name]
+            fits = (
+                isinstance(value, int | float) and not isinstance(value, bool)
+                if kind is float
+                else isinstance(value, kind) and not isinstance(value, bool)
+            )
+            if not fits:
+                raise ValueError(f"record field {name}={value!r} should be {kind.__name__}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"record field {name}={value!r} is not finite")
+        return cls(**values)
+
+    def write(self, folder: Path) -> Path:
+        """Write `record.json` into `folder` so that a reader never sees half a file."""
+        path = folder / RECORD_FILE
+        write_atomically(path, json.dumps(self.to_mapping(), indent=1) + "\n")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Read one record.
+
+        Raises:
+            ValueError: the file is not JSON or not a complete record; names the file.
+        """
+        try:
+            return cls.from_mapping(json.loads(path.read_text()))
+        except (json.JSONDecodeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is not a valid record: {error}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one rename; a crash leaves the old file or the new one, never a mixture."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one field of the record is shown: axis label with its unit, and the transform from stored to shown value."""
+
+    field: str
+    label: str
+    transform: Callable[[float], float]
+    digits: int
+
+    def show(self, record: RunRecord) -> float:
+        """The value of this metric in the unit of its label."""
+        return self.transform(float(getattr(record, self.field)))
+
+    def format(self, value: float) -> str:
+        """A shown value as text."""
+        return f"{value:.{self.digits}f}"
+
+
+def _same(value: float) -> float:
+    return value
+
+
+def _percent(value: float) -> float:
+    return 100.0 * value
+
+
+def _mega(value: float) -> float:
+    return value / 1e6
+
+
+def _mebi(value: float) -> float:
+    return value / 2**20
+
+
+METRICS: dict[str, Metric] = {
+    metric.field: metric
+    for metric in (
+        Metric("test_accuracy", "test accuracy (%)", _percent, 2),
+        Metric("val_accuracy", "validation accuracy (%)", _percent, 2),
+        Metric("test_loss", "test loss (nats)", _same, 4),
+        Metric("val_loss", "validation loss (nats)", _same, 4),
+        Metric("macs", "FLOPs, counted as MACs (M)", _mega, 2),
+        Metric("params", "parameters (M)", _mega, 3),
+        Metric("activations", "conv activations (M elements)", _mega, 3),
+        Metric("depth", "depth (x base)", _same, 2),
+        Metric("width", "width (x base)", _same, 2),
+        Metric("resolution", "resolution (px)", _same, 0),
+        Metric("images_per_second", "training speed (images/s)", _same, 0),
+        Metric("seconds", "run time (s)", _same, 0),
+        Metric("peak_memory_bytes", "peak memory (MiB)", _mebi, 0),
+    )
+}
