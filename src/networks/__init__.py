@@ -1,0 +1,1 @@
+"""What is scaled: stage tables, layers and blocks with their cost twins, and the network built from them."""

@@ -1,0 +1,111 @@
+"""From a stage table to a module, and, directly beneath, from the same table to its cost.
+
+Shapes: B batch, H, W input side, C channels of the final map, h, w its cells, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from src.networks.blocks import BLOCKS
+from src.networks.cost import Cost, total
+from src.networks.layers import ConvNorm, conv_norm_cost, initialise, linear_cost
+from src.networks.table import Network
+
+RGB = 3
+
+
+class Outputs(NamedTuple):
+    """What the network returns: `logits` (B,K) and `features` (B,C,h,w), the map that enters global average pooling."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class ConvNet(nn.Module):
+    """Stem, stages, 1x1 head convolution, global average pooling, dropout, linear classifier. (B,3,H,W) -> `Outputs`.
+
+    drop_path: rate of the last block; it grows linearly from zero with the block's index, as released.
+    """
+
+    def __init__(self, network: Network, classes: int, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        norm, act = network.norm, network.activation
+        c_in = network.stem.channels
+        self.stem = ConvNorm(RGB, c_in, network.stem.kernel, network.stem.stride, 1, norm, act)
+        stages: list[nn.Module] = []
+        index = 0
+        for stage in network.stages:
+            blocks: list[nn.Module] = []
+            for repeat in range(stage.repeats):
+                blocks.append(
+                    BLOCKS[stage.block](
+                        c_in,
+                        stage.channels,
+                        stage.kernel,
+                        stage.stride if repeat == 0 else 1,
+                        stage.expand,
+                        stage.se_ratio,
+                        norm,
+                        act,
+                        drop_path * index / network.blocks,
+                    )
+                )
+                c_in = stage.channels
+                index += 1
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.head = ConvNorm(c_in, network.head_channels, 1, 1, 1, norm, act)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(network.head_channels, classes)
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Outputs:
+        features = self.head(self.stages(self.stem(images)))
+        pooled = features.mean((2, 3))  # (B,C)
+        return Outputs(self.classifier(self.dropout(pooled)), features)
+
+
+def build(network: Network, classes: int, *, dropout: float = 0.0, drop_path: float = 0.0) -> ConvNet:
+    """The module of a stage table, with released initial weights drawn from torch's global generator."""
+    return ConvNet(network, classes, dropout=dropout, drop_path=drop_path)
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """Cost of a table in the pieces that depth scaling repeats: the network is fixed + sum(first + (repeats - 1) *
+    next)."""
+
+    fixed: Cost  # stem, head and classifier
+    first: tuple[Cost, ...]  # the strided, channel-changing block of each stage
+    next: tuple[Cost, ...]  # every further block of each stage
+
+    def total(self, repeats: tuple[int, ...]) -> Cost:
+        """Cost of the whole network with these repeats."""
+        parts = [self.fixed, *self.first]
+        parts += [following.times(n - 1) for following, n in zip(self.next, repeats, strict=True)]
+        return total(1, parts)
+
+
+def stage_costs(network: Network, resolution: int, classes: int) -> StageCosts:
+    """Twin of `ConvNet`, stage by stage, for one picture of `resolution` pixels a side."""
+    stem = conv_norm_cost(Cost(resolution), RGB, network.stem.channels, network.stem.kernel, network.stem.stride, 1)
+    c_in, side = network.stem.channels, stem.side
+    first, following = [], []
+    for stage in network.stages:
+        block = BLOCKS[stage.block]
+        shape = (stage.kernel, stage.stride, stage.expand, stage.se_ratio)
+        first.append(block.cost(Cost(side), c_in, stage.channels, *shape))
+        c_in, side = stage.channels, first[-1].side
+        following.append(block.cost(Cost(side), c_in, c_in, stage.kernel, 1, stage.expand, stage.se_ratio))
+    head = conv_norm_cost(Cost(side), c_in, network.head_channels, 1, 1, 1)
+    head = linear_cost(head, network.head_channels, classes)
+    return StageCosts(total(1, [stem, head]), tuple(first), tuple(following))
+
+
+def network_cost(network: Network, resolution: int, classes: int) -> Cost:
+    """MACs, parameters and activations of a whole table for one picture; builds nothing."""
+    return stage_costs(network, resolution, classes).total(network.repeats)
