@@ -1,0 +1,165 @@
+"""Audit of what was really built and trained, against what was asked.
+
+Everything is read from the module itself - weight shapes, not attributes such as `out_channels`, which code can edit
+without touching a weight - and counted a second time by tools that know nothing of the cost twins: fvcore on the
+executed graph, and hooks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from src.networks.build import RGB, ConvNet
+from src.networks.table import Network
+from src.scaling.solve import ScaledNetwork
+
+_COUNTED = ("conv", "linear")  # fvcore's names of the operators that MACs are defined over
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the built module is: counts for one picture at `resolution` pixels, and a hash of its weight shapes."""
+
+    macs: int
+    params: int
+    activations: int
+    fvcore_total: int  # fvcore's own total, which adds batch norm and pooling
+    repeats: tuple[int, ...]
+    channels: tuple[int, ...]
+    resolution: int
+    architecture_sha256: str
+
+
+def hash_shapes(model: nn.Module) -> str:
+    """SHA-256 over the names and shapes of all parameters and buffers: two nets with one hash are one architecture."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}:{tuple(tensor.shape)};".encode())
+    return digest.hexdigest()
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and values of a state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fvcore_counts(model: nn.Module, resolution: int) -> tuple[int, int]:
+    """fvcore's count of convolutions and linear layers, and its total, for one picture in evaluation mode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore imports torch.jit.script, which torch deprecates loudly
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(model, _one_picture(model, resolution))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        by_operator = analysis.by_operator()
+    return int(sum(by_operator[name] for name in _COUNTED)), int(sum(by_operator.values()))
+
+
+def hooked_activations(model: nn.Module, resolution: int) -> int:
+    """Elements of all convolution outputs for one picture, counted by forward hooks."""
+    elements = 0
+
+    def count(module: nn.Module, inputs: object, output: Tensor) -> None:
+        nonlocal elements
+        elements += output[0].numel()
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    try:
+        model(_one_picture(model, resolution))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return elements
+
+
+def _one_picture(model: nn.Module, resolution: int) -> Tensor:
+    weight = next(model.parameters())
+    return torch.zeros(1, RGB, resolution, resolution, device=weight.device, dtype=weight.dtype)
+
+
+def inspect_module(model: ConvNet, resolution: int) -> Audit:
+    """Count a built (or trained) module by its weights and by executing it once; leaves its mode and statistics as
+    they were."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            macs, fvcore_total = fvcore_counts(model, resolution)
+            activations = hooked_activations(model, resolution)
+    finally:
+        model.train(training)
+    last_of_stage = [[m for m in stage.modules() if isinstance(m, nn.Conv2d)][-1] for stage in model.stages]
+    stem, head = model.stem[0], model.head[0]
+    assert isinstance(stem, nn.Conv2d) and isinstance(head, nn.Conv2d)
+    return Audit(
+        macs,
+        sum(p.numel() for p in model.parameters()),
+        activations,
+        fvcore_total,
+        tuple(len(stage) for stage in model.stages),  # type: ignore[arg-type]
+        tuple(int(m.weight.shape[0]) for m in (stem, *last_of_stage, head)),
+        resolution,
+        hash_shapes(model),
+    )
+
+
+def check(audit: Audit, scaled: ScaledNetwork, *, trained_resolution: int) -> None:
+    """Stop unless the module is the network that was asked for, differs from the base on the rule's axes only, and
+    costs what its twin says.
+
+    trained_resolution: side of the pictures that really enter training, as the data delivers them.
+
+    Raises:
+        RuntimeError: lists every difference.
+    """
+    faults = _differences(audit, scaled.network, scaled.resolution)
+    cost = scaled.cost
+    for name, counted, expected in (
+        ("MACs (fvcore, conv + linear)", audit.macs, cost.macs),
+        ("parameters", audit.params, cost.params),
+        ("activations (hooks)", audit.activations, cost.activations),
+        ("side of the training pictures", trained_resolution, scaled.resolution),
+    ):
+        if counted != expected:
+            faults.append(f"{name}: built {counted:,}, asked {expected:,}")
+    faults += _axis_faults(audit, scaled)
+    if faults:
+        raise RuntimeError(f"audit of arm {scaled.arm!r} failed: " + "; ".join(faults))
+
+
+def _differences(audit: Audit, network: Network, resolution: int) -> list[str]:
+    pairs = (
+        ("blocks per stage", audit.repeats, network.repeats),
+        ("channels", audit.channels, network.channels),
+        ("input side", audit.resolution, resolution),
+    )
+    return [f"{name}: built {built}, asked {asked}" for name, built, asked in pairs if built != asked]
+
+
+def _axis_faults(audit: Audit, scaled: ScaledNetwork) -> list[str]:
+    """An axis that got a zero exponent must be the base's; a scaled arm must differ from the base at all."""
+    base = scaled.base.network
+    moved = {
+        "depth": audit.repeats != base.repeats,
+        "width": audit.channels != base.channels,
+        "resolution": audit.resolution != scaled.base.resolution,
+    }
+    wanted = {axis: getattr(scaled.asked, axis) != 1.0 for axis in moved}
+    faults = [
+        f"{axis} differs from the base though the rule leaves it alone"
+        for axis in moved
+        if moved[axis] and not wanted[axis]
+    ]
+    if any(wanted.values()) and not any(moved.values()):
+        faults.append("nothing differs from the base: this network was not scaled")
+    return faults
