@@ -1,0 +1,150 @@
+"""The embedded data set: a handwritten digit among fragments of others. Nothing is downloaded.
+
+The digits are scikit-learn's 1,797 scans of 8 x 8 pixels (Alpaydin and Kaynak 1998, test part of UCI "Optical
+Recognition of Handwritten Digits"). The scans are divided by class into train (60 %), val (15 %) and test (25 %) before
+anything is composed, so no scan is seen in two splits, not even as a fragment. Pictures of one split share scans: the
+test split is made of 449.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from src.data.options import ClutterOptions, DataOptions
+from src.data.splits import DataFacts, ImageData, ImageSplit, SealedSplit, digest, hold_out, limit
+
+VERSION = 1  # of the pictures below: raise it when any of them changes
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+SPLITS = ("train", "val", "test")
+TEST_SCANS, VAL_SCANS = 0.25, 0.20  # val: of what is not test
+FRAGMENT = (3, 4)  # sides of a fragment, in pixels of the 8 x 8 scan
+NOISE = 0.04
+INK = 0.25  # opacity from which a pixel counts as ink in the box
+
+
+Floats = NDArray[np.float32]
+
+
+class Scans(NamedTuple):
+    """Scans of one split: `ink` and `halo` (ink grown by a pixel), uint8 (n, 10, 10) with a margin; `labels` (n,)."""
+
+    ink: NDArray[np.uint8]
+    halo: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+def facts(options: DataOptions) -> DataFacts:
+    """Known without making a picture."""
+    return DataFacts(options.name, CLASS_NAMES, options.clutter.canvas, has_boxes=True)
+
+
+def prepare(options: DataOptions) -> None:
+    """Nothing to fetch."""
+
+
+def load(options: DataOptions) -> ImageData:
+    """Compose train and val; test is composed when opened.
+
+    The fingerprint covers what all three splits are made from: version of this code, options, seed, the scans. It opens
+    nothing, and does not depend on the last bit of a machine's arithmetic.
+    """
+    scans = _scans(options.split_seed)
+    limits = (options.train_limit, options.val_limit, options.test_limit)
+    sizes = (options.clutter.train, options.clutter.val, options.clutter.test)
+    rows = [limit(np.arange(sizes[i]) % 10, limits[i], options.split_seed, i) for i in range(3)]
+    train, val = (_split(scans[i], rows[i], options, i) for i in (0, 1))
+    test = SealedSplit(len(rows[2]), lambda: _split(scans[2], rows[2], options, 2))
+    recipe = [VERSION, options.split_seed, *dataclasses.astuple(options.clutter)]
+    originals = [part.astype(np.int64) for split in scans for part in (split.ink, split.labels)]
+    fingerprint = digest("clutter", recipe, *rows, *originals)
+    return ImageData(facts(options), train, val, test, fingerprint)
+
+
+def compose(scans: Scans, label: int, options: ClutterOptions, seed: list[int]) -> tuple[NDArray[np.uint8], Floats]:
+    """One picture, uint8 (canvas, canvas, 3), and its digit's box (4,); a function of the arguments alone.
+
+    Fragments come from scans of all classes and share the digit's ink, so neither they nor the colours tell the label.
+    """
+    rng = np.random.default_rng(seed)
+    canvas = options.canvas
+    uniform = iter(rng.random(12 + 8 * options.fragments))
+
+    def integer(low: int, high: int) -> int:
+        return low + int(next(uniform) * (high - low + 1))
+
+    ink = np.zeros((canvas, canvas), np.float32)
+    for _ in range(options.fragments):
+        scale = integer(options.digit_min, options.digit_max) / 8
+        scan = scans.ink[integer(0, len(scans.ink) - 1)]
+        height, width = integer(*FRAGMENT), integer(*FRAGMENT)
+        top, left = integer(1, 9 - height), integer(1, 9 - width)
+        piece = np.zeros((height + 2, width + 2), np.uint8)
+        piece[1:-1, 1:-1] = scan[top : top + height, left : left + width]
+        tile = _enlarge(piece, scale)
+        y, x = (integer(0, canvas) - length // 2 for length in tile.shape)
+        part, tile = _overlap(ink, tile, y, x)
+        np.maximum(part, tile, out=part)
+    side = integer(options.digit_min, options.digit_max)
+    chosen = np.flatnonzero(scans.labels == label)
+    scan_row = chosen[integer(0, len(chosen) - 1)]
+    margin = round(side / 8)
+    top, left = (integer(0, canvas - side) - margin for _ in range(2))
+    digit = np.zeros_like(ink)
+    for tiles, target in ((scans.halo, ink), (scans.ink, digit)):
+        tile = _enlarge(tiles[scan_row], side / 8)
+        part, tile = _overlap(target, tile, top, left)
+        part[...] = tile if target is digit else part * (1 - tile)
+    rows, columns = (np.flatnonzero((digit >= INK).any(axis)) for axis in (1, 0))
+    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+    background = 0.05 + 0.25 * next(uniform)
+    contrast = 0.35 + 0.35 * next(uniform)
+    colours = 0.55 + 0.45 * np.array([next(uniform) for _ in range(3)], np.float32)
+    tint = colours if next(uniform) < 0.5 else np.ones(3, np.float32)
+    grey = background + contrast * np.maximum(ink, digit)
+    grey += NOISE * rng.standard_normal(grey.shape, dtype=np.float32)
+    return (np.clip(grey[..., None] * tint, 0, 1) * 255 + 0.5).astype(np.uint8), box
+
+
+def _split(scans: Scans, rows: NDArray[np.int64], options: DataOptions, stream: int) -> ImageSplit:
+    made = [compose(scans, int(row) % 10, options.clutter, [options.split_seed, 3, stream, int(row)]) for row in rows]
+    return ImageSplit(np.stack([image for image, _ in made]), rows % 10, np.stack([box for _, box in made]), rows)
+
+
+def _scans(split_seed: int) -> list[Scans]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    labels = bunch.target.astype(np.int64)
+    ink = np.pad(np.round(bunch.images * (255 / 16)).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
+    grown = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
+    halo = np.max([grown[:, y : y + 10, x : x + 10] for y in range(3) for x in range(3)], axis=0)
+    rest, test = hold_out(labels, TEST_SCANS, split_seed)
+    train, val = (rest[part] for part in hold_out(labels[rest], VAL_SCANS, split_seed))
+    return [Scans(ink[part], halo[part], labels[part]) for part in (train, val, test)]
+
+
+def _enlarge(scan: NDArray[np.uint8], scale: float) -> Floats:
+    """A smoothly enlarged scan, opacity in [0, 1]."""
+    rows, columns = (_weights(length, max(1, round(length * scale))) for length in scan.shape)
+    return np.clip(rows @ (scan / np.float32(255)) @ columns.T, 0, 1)
+
+
+@lru_cache(maxsize=4096)
+def _weights(length: int, size: int) -> Floats:
+    """Pillow's bicubic interpolation from `length` to `size` samples as a matrix, faster than a call a tile."""
+    unit = Image.fromarray(np.eye(length, dtype=np.float32))
+    return np.asarray(unit.resize((length, size), Image.Resampling.BICUBIC))
+
+
+def _overlap(canvas: Floats, tile: Floats, top: int, left: int) -> tuple[Floats, Floats]:
+    """Views of the part of `canvas` that `tile` covers when placed at (top, left), and of the tile's part inside it."""
+    y, x = max(0, top), max(0, left)
+    inside = tile[y - top : canvas.shape[0] - top, x - left : canvas.shape[1] - left]
+    return canvas[y : y + inside.shape[0], x : x + inside.shape[1]], inside

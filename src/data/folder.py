@@ -1,0 +1,341 @@
+"""Any tree with a folder a class: `root/train/<class>/...` beside `root/test/` or `root/val/`.
+
+What is not train is the sealed test split, and validation is cut out of train. Where both val/ and test/ exist, val/ is
+the validation split, test/ the sealed one, and `val_fraction` is unused. Pictures may lie any number of folders below
+their class. Each becomes an RGB square: the shorter side is resized to `stored_pixels`, then the centre square is kept.
+
+`root/boxes.csv` (columns split, class, file, x_min, y_min, x_max, y_max; the first and last pixel of an object, counted
+from 0 in the file's own pixels; one row a picture) gives boxes. `root/classes.csv` (columns class, name) gives readable
+class names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import logging
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from src.data.options import DataOptions, parse_bytes
+from src.data.splits import DataFacts, ImageData, ImageSplit, Pictures, SealedSplit, digest, hold_out, limit
+from src.data.storage import make_once, require_space
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the decoding below: raise it when a stored picture would change
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+LARGEST_DEFAULT = 256  # pixels
+HEADERS_SAMPLED = 256
+CHUNK = 64  # files a thread decodes at a time
+BOX_COLUMNS = ("split", "class", "file", "x_min", "y_min", "x_max", "y_max")
+ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One split's files in order: paths relative to `folder`, labels (n,), sizes in bytes (n,), mtimes in ns (n,)."""
+
+    folder: Path
+    names: list[str]
+    labels: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    times: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> Listing:
+        """Some of the files."""
+        names = [self.names[row] for row in rows]
+        return Listing(self.folder, names, self.labels[rows], self.sizes[rows], self.times[rows])
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where the files are."""
+        return [self.folder / name for name in self.names]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which files are which split; `rows` are their places in the source folders' listings."""
+
+    facts: DataFacts
+    files: dict[str, Listing]  # by train, val, test
+    rows: dict[str, NDArray[np.int64]]
+    fits: bool  # all splits, decoded, fit into memory_limit
+
+
+class FilePictures:
+    """Pictures decoded anew each time they are asked for, for sets that do not fit in memory."""
+
+    def __init__(self, paths: list[Path], side: int) -> None:
+        self.paths = paths
+        self.shape = (len(paths), side, side, 3)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.stack([decode(self.paths[row], self.shape[1]) for row in rows])
+
+
+def facts(options: DataOptions) -> DataFacts:
+    """Classes and stored side, from directory listings and the headers of some files.
+
+    Raises:
+        ValueError: the tree cannot be used; one sentence says why and what to do.
+    """
+    return _plan(options).facts
+
+
+def prepare(options: DataOptions) -> None:
+    """Decode train and validation into the cache, once for all processes; the test split stays untouched."""
+    plan = _plan(options)
+    for split in ("train", "val"):
+        _pictures(plan, split, options)
+
+
+def load(options: DataOptions) -> ImageData:
+    """Open the decoded train and validation pictures, seal test.
+
+    The fingerprint covers relative paths and file sizes of all splits, the stored side, the boxes and the decoder's
+    version; no picture of the test split is read for it. It does not see a file replaced by another of the same size.
+    """
+    plan = _plan(options)
+    root = _root(options)
+    boxes = (root / "boxes.csv").read_bytes() if plan.facts.has_boxes else b""
+    fingerprint = digest(
+        "folder", VERSION, plan.facts.class_names, plan.facts.native_pixels, hashlib.sha256(boxes).hexdigest(),
+        *(part for files in plan.files.values() for part in (files.folder.name, files.names, files.sizes)),
+    )  # fmt: skip
+    train, val = (_split(plan, split, options) for split in ("train", "val"))
+    test = SealedSplit(len(plan.rows["test"]), lambda: _split(plan, "test", options))
+    return ImageData(plan.facts, train, val, test, fingerprint)
+
+
+def decode(path: Path, side: int) -> NDArray[np.uint8]:
+    """One file as an RGB square, uint8 (side, side, 3).
+
+    Raises:
+        ValueError: the file is broken or holds more than 8 bits a channel; names it.
+    """
+    with _opened(path) as image:
+        image.draft(None, (side, side))  # lets JPEG skip detail that the resize would throw away
+        picture: Image.Image = ImageOps.exif_transpose(image)
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError("it holds more than 8 bits a channel")
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = picture.convert("RGB")
+    if picture.size != (side, side):
+        width, height = picture.size
+        short = min(width, height)
+        left, top = (width - short) / 2, (height - short) / 2
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+    return np.asarray(picture)
+
+
+def square_boxes(boxes: NDArray[np.float32], sizes: NDArray[np.int64], side: int) -> NDArray[np.float32]:
+    """Boxes (n, 4) in pixel edges of files of (width, height) `sizes` (n, 2), in the centre square of `side` pixels.
+
+    What sticks out of the square is cut off; a box wholly outside becomes NaN.
+    """
+    short = sizes.min(1, keepdims=True)
+    offset = np.tile((sizes - short) / 2, 2)
+    moved = np.clip((boxes - offset) * (side / short), 0, side)
+    moved[(moved[:, 2:] <= moved[:, :2]).any(1)] = np.nan
+    return moved.astype(np.float32)
+
+
+def _root(options: DataOptions) -> Path:
+    assert options.root is not None
+    return Path(options.root).expanduser()
+
+
+def _plan(options: DataOptions) -> Plan:
+    root = _root(options)
+    if not (root / "train").is_dir():
+        raise ValueError(f"data.root={options.root} has no train/: put a folder a class into {root / 'train'}")
+    held_out = [name for name in ("val", "test") if (root / name).is_dir()]
+    if not held_out:
+        raise ValueError(f"data.root={options.root} has neither test/ nor val/: add one, the sealed test split")
+    if len({(root / name).resolve() for name in ("train", *held_out)}) <= len(held_out):
+        raise ValueError(f"data.root={options.root}: two of train/, val/, test/ are one folder: make them differ")
+    classes = sorted(
+        entry.name for entry in os.scandir(root / "train") if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if len(classes) < 2:
+        raise ValueError(f"{root / 'train'} holds {len(classes)} class folders: at least two are needed")
+    source = _list(root / "train", classes)
+    others = {name: _list(root / name, classes) for name in held_out}
+    every = np.arange(len(source.labels))
+    if len(held_out) == 2:
+        files, rows = {"train": source, **others}, {"train": every, "val": np.arange(len(others["val"].labels))}
+    else:
+        train, val = hold_out(source.labels, options.val_fraction, options.split_seed)
+        files, rows = {"train": source, "val": source, "test": others[held_out[0]]}, {"train": train, "val": val}
+    rows["test"] = np.arange(len(files["test"].labels))
+    for stream, split in enumerate(("train", "val", "test")):
+        kept = limit(files[split].labels[rows[split]], getattr(options, f"{split}_limit"), options.split_seed, stream)
+        rows[split] = rows[split][kept]
+    side = options.stored_pixels or _typical_side(source)
+    found = DataFacts(options.name, _class_names(root, classes), side, (root / "boxes.csv").is_file())
+    fits = sum(len(part) for part in rows.values()) * side * side * 3 <= parse_bytes(options.memory_limit)
+    return Plan(found, {split: files[split].take(rows[split]) for split in ("train", "val", "test")}, rows, fits)
+
+
+def _list(folder: Path, classes: list[str]) -> Listing:
+    extra = sorted(
+        {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")} - set(classes)
+    )
+    if extra:
+        raise ValueError(f"{folder} has the class {extra[0]!r}, which train/ lacks: add it to train/ or remove it here")
+    found: list[tuple[str, int, int, int]] = []
+    for label, name in enumerate(classes):
+        before = len(found)
+        for place, folders, names in os.walk(folder / name):
+            folders[:] = [entry for entry in folders if not entry.startswith(".")]
+            for file in names:
+                if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
+                    path = f"{place}{os.sep}{file}"
+                    stat = os.stat(path)
+                    inner = path[len(str(folder)) + 1 :].replace(os.sep, "/")
+                    found.append((inner, label, stat.st_size, stat.st_mtime_ns))
+        if len(found) == before and (folder.name == "train" or (folder / name).is_dir()):
+            raise ValueError(f"{folder / name} holds no pictures: add some or remove the class")
+    if not found:
+        raise ValueError(f"{folder} holds no pictures of the classes in train/: fill it or remove it")
+    found.sort(key=lambda entry: (entry[1], entry[0]))
+    columns = (np.array(column, np.int64) for column in list(zip(*found, strict=True))[1:])
+    return Listing(folder, [entry[0] for entry in found], *columns)
+
+
+def _class_names(root: Path, classes: list[str]) -> tuple[str, ...]:
+    """Names from classes.csv, up to the first comma, where there are any and all differ; else the folders'."""
+    if (root / "classes.csv").is_file():
+        with (root / "classes.csv").open(newline="", encoding="utf-8") as file:
+            known = {row.get("class"): (row.get("name") or "").split(",")[0].strip() for row in csv.DictReader(file)}
+        names = tuple(known.get(name) or name for name in classes)
+        if len(set(names)) == len(names):
+            return names
+    return tuple(classes)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, as decoded, from the header."""
+    with _opened(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} cannot be used as a picture ({error}): repair or remove it") from error
+
+
+def _typical_side(files: Listing) -> int:
+    picked = np.unique(np.linspace(0, len(files.names) - 1, HEADERS_SAMPLED).astype(int))
+    return min(
+        LARGEST_DEFAULT, int(statistics.median_low(min(_size(files.folder / files.names[row])) for row in picked))
+    )
+
+
+def _split(plan: Plan, split: str, options: DataOptions) -> ImageSplit:
+    files = plan.files[split]
+    boxes = _boxes(plan, split, options) if plan.facts.has_boxes else None
+    return ImageSplit(_pictures(plan, split, options), files.labels, boxes, plan.rows[split])
+
+
+def _pictures(plan: Plan, split: str, options: DataOptions) -> Pictures:
+    """The decoded pictures of a split: memory-mapped from the cache, or read file by file if too large."""
+    files, side = plan.files[split], plan.facts.native_pixels
+    if not plan.fits:
+        log.warning(
+            "%s is larger than data.memory_limit=%s: %s is decoded anew for each batch",
+            options.name,
+            options.memory_limit,
+            split,
+        )
+        return FilePictures(files.paths, side)
+
+    def make(target: Path) -> None:
+        require_space(target.parent, len(files.names) * side * side * 3)
+        array = np.lib.format.open_memmap(target, "w+", np.uint8, (len(files.names), side, side, 3))
+        _decode_all(files.paths, array, f"{options.name} {split}")
+        array.flush()
+
+    pictures: NDArray[np.uint8] = np.load(make_once(_cached(files, side, options), make), mmap_mode="r")
+    return pictures
+
+
+def _decode_all(paths: list[Path], target: NDArray[np.uint8], what: str) -> None:
+    def fill(start: int) -> int:
+        for row in range(start, min(start + CHUNK, len(paths))):
+            target[row] = decode(paths[row], target.shape[1])
+        return min(start + CHUNK, len(paths))
+
+    started = reported = time.monotonic()
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        try:
+            for done in pool.map(fill, range(0, len(paths), CHUNK)):
+                if time.monotonic() - reported > 5 or done == len(paths):
+                    reported = time.monotonic()
+                    log.info("decoded %d of %d pictures of %s in %.0f s", done, len(paths), what, reported - started)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _boxes(plan: Plan, split: str, options: DataOptions) -> NDArray[np.float32]:
+    """Boxes of a split's files in pixel edges of the stored squares, NaN where boxes.csv has none."""
+    files, side, table = plan.files[split], plan.facts.native_pixels, _root(options) / "boxes.csv"
+    known = _read_boxes(table, files.folder.name)
+
+    def make(target: Path) -> None:
+        boxes, sizes = np.full((len(files.names), 4), np.nan, np.float32), np.ones((len(files.names), 2), np.int64)
+        for row, name in enumerate(files.names):
+            label, _, inner = name.partition("/")
+            box = known.get((label, inner)) or known.get((label, Path(inner).name))
+            if box is not None:
+                boxes[row], sizes[row] = box, _size(files.folder / name)
+        with target.open("wb") as file:
+            np.save(file, square_boxes(boxes, sizes, side))
+
+    cached = make_once(_cached(files, side, options, hashlib.sha256(table.read_bytes()).hexdigest()), make)
+    found: NDArray[np.float32] = np.load(cached)
+    return found
+
+
+def _cached(files: Listing, side: int, options: DataOptions, *more: str) -> Path:
+    key = digest(VERSION, side, str(files.folder.resolve()), files.names, files.sizes, files.times, *more)
+    return Path(options.cache).expanduser() / "folder" / f"{key[:32]}.npy"
+
+
+def _read_boxes(path: Path, split: str) -> dict[tuple[str, str], tuple[float, float, float, float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        found = {}
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                x_min, y_min, x_max, y_max = (float(row[column]) for column in BOX_COLUMNS[3:])
+                where = row["split"], row["class"], row["file"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is no box: the columns are {', '.join(BOX_COLUMNS)}"
+                ) from error
+            if x_max < x_min or y_max < y_min:
+                raise ValueError(
+                    f"{path}, line {number}: the box of {where[2]} ends before it begins; swap its corners"
+                )
+            if where[0] == split:
+                found[where[1:]] = (x_min, y_min, x_max + 1, y_max + 1)
+    return found

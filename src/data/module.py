@@ -1,0 +1,210 @@
+"""The LightningDataModule: one transform for training, evaluation and activation maps, at one arm's resolution."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from src.data import sources, transforms
+from src.data.options import DataOptions
+from src.data.sampling import NO_AUGMENTATION, EpochBatches, OrderedBatches, RawBatch, loader
+from src.data.splits import DataFacts, ImageData, ImageSplit, Pictures
+from src.data.storage import make_once
+
+STATISTICS_PICTURES = 50_000
+
+
+class CamBatch(NamedTuple):
+    """Validation pictures for activation maps: `images` normalised (N, 3, r, r), `labels` int64 (N,), `boxes` float32
+    (N, 4) in pixel edges at r (NaN rows: none) or None, `identities` int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+    boxes: Tensor | None
+    identities: Tensor
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """One data set fed to one arm.
+
+    Batches reach the model as (images float32 (B, 3, r, r) normalised, channels_last; labels int64 (B,)), with r the
+    `resolution` in training, validation, test and activation maps. Only training batches are augmented, at stored size.
+    With several devices the Trainer needs `use_distributed_sampler=False`: batches are shared among ranks here.
+
+    Args:
+        options: the data set.
+        resolution: side r of the network's input, pixels.
+        batch_size: training pictures a step and process.
+        eval_batch_size: the same for validation and test.
+        seed: of the run; decides order and augmentation, never the splits or the activation-map pictures.
+
+    Raises:
+        ValueError: the data cannot be used as asked (here, or when it is loaded in `setup`).
+    """
+
+    def __init__(self, options: DataOptions, resolution: int, batch_size: int, eval_batch_size: int, seed: int) -> None:
+        super().__init__()
+        for key, value in (
+            ("resolution", resolution),
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"{key}={value} is too small: choose at least 1")
+        self.options, self.resolution, self.seed = options, resolution, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.facts: DataFacts = sources.facts(options)
+        self._data: ImageData | None = None
+
+    def prepare_data(self) -> None:
+        """Download and decode what is missing (one process a machine)."""
+        sources.prepare(self.options)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load train, validation, and the training mean and std; test stays sealed. Repeated calls do nothing."""
+        if self._data is None:
+            self._data = sources.load(self.options)
+            self.facts = self._data.facts
+            self.mean, self.std = _statistics(self._data, self.options)
+
+    @property
+    def data(self) -> ImageData:
+        """The splits.
+
+        Raises:
+            RuntimeError: `setup` has not run.
+        """
+        if self._data is None:
+            raise RuntimeError("call setup() before asking the data module for data")
+        return self._data
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what train, val and test are; the same for all arms and seeds of a study."""
+        return self.data.fingerprint
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Pictures in train, val and test."""
+        return {"train": len(self.data.train), "val": len(self.data.val), "test": self.data.test.size}
+
+    @property
+    def test_openings(self) -> int:
+        """How often the test split was opened."""
+        return self.data.test.openings
+
+    def train_dataloader(self) -> DataLoader[RawBatch]:
+        """Shuffled, augmented batches; epoch k follows from (seed, k) alone."""
+        batches = EpochBatches(len(self.data.train), self.batch_size, self.seed, *self._rank())
+        return loader(self.data.train, batches, self.options.workers)
+
+    def val_dataloader(self) -> DataLoader[RawBatch]:
+        """All validation pictures in stored order."""
+        return self._evaluation(self.data.val)
+
+    def open_test(self) -> DataLoader[RawBatch]:
+        """Break the seal and return the test pictures in stored order: once, with the checkpoint that validation chose.
+
+        Raises:
+            RuntimeError: the test split was opened before.
+        """
+        return self._evaluation(self.data.test.open())
+
+    def test_dataloader(self) -> DataLoader[RawBatch]:
+        """`open_test`, under the name by which `trainer.test(datamodule=...)` calls it."""
+        return self.open_test()
+
+    def prepare_batch(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
+        """Network input and labels of a raw batch, on the batch's device."""
+        images = batch.images
+        if batch.seed != NO_AUGMENTATION:
+            draws = transforms.draw(len(images), images.shape[1], self.options.augmentation, batch.seed)
+            images = transforms.augment(images, draws, (self.mean * 255).round().to(torch.uint8))
+        images = transforms.resize(images, self.resolution)
+        return transforms.normalise(images, self.mean, self.std), batch.labels
+
+    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Lightning's hook: `prepare_batch` on the accelerator."""
+        return self.prepare_batch(batch)
+
+    def denormalise(self, images: Tensor) -> NDArray[np.uint8]:
+        """uint8 (B, r, r, 3) pictures of network input (B, 3, r, r)."""
+        pictures: NDArray[np.uint8] = transforms.denormalise(images, self.mean, self.std).numpy()
+        return pictures
+
+    def cam_batch(self, count: int, seed: int) -> CamBatch:
+        """The same `count` validation pictures for every arm and every run seed, spread evenly over the classes.
+
+        The first k of a larger count are the pictures of count k. On the CPU.
+
+        Raises:
+            ValueError: there are fewer validation pictures than that.
+        """
+        split = self.data.val
+        if not 1 <= count <= len(split):
+            raise ValueError(
+                f"{count} activation-map pictures are impossible: choose 1 to {len(split)}, the validation pictures"
+            )
+        rows = _spread(split.labels, count, seed)
+        raw = RawBatch(
+            torch.from_numpy(np.ascontiguousarray(split.images[rows])),
+            torch.from_numpy(split.labels[rows]),
+            NO_AUGMENTATION,
+        )
+        images, labels = self.prepare_batch(raw)
+        scale = self.resolution / self.facts.native_pixels
+        boxes = None if split.boxes is None else torch.from_numpy(split.boxes[rows] * np.float32(scale))
+        return CamBatch(images, labels, boxes, torch.from_numpy(split.identities[rows]))
+
+    def _evaluation(self, split: ImageSplit) -> DataLoader[RawBatch]:
+        return loader(split, OrderedBatches(len(split), self.eval_batch_size, *self._rank()), self.options.workers)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+def _spread(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Rows of `count` pictures, one of each class in turn, classes and pictures in seeded random order."""
+    rng = np.random.default_rng([seed, 4])
+    order = rng.permutation(len(labels))
+    turn = np.empty(len(labels), np.int64)  # how many of its class stand before a picture
+    for label in np.unique(labels):
+        turn[labels[order] == label] = np.arange((labels == label).sum())
+    rank = rng.permutation(int(labels.max()) + 1)[labels[order]]
+    return order[np.lexsort((rank, turn))][:count]
+
+
+def _statistics(data: ImageData, options: DataOptions) -> tuple[Tensor, Tensor]:
+    """Channel mean and std (3,) of the training pictures in [0, 1]; of 50,000 evenly spaced ones if there are more."""
+    images = data.train.images
+    if isinstance(images, np.ndarray):
+        mean, std = _measure(images)
+    else:
+        path = Path(options.cache).expanduser() / "statistics" / f"{data.fingerprint}.json"
+        mean, std = json.loads(make_once(path, lambda target: _write(target, _measure(images))).read_text())
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+
+
+def _measure(images: Pictures) -> tuple[list[float], list[float]]:
+    rows = np.unique(np.linspace(0, images.shape[0] - 1, min(images.shape[0], STATISTICS_PICTURES)).astype(np.int64))
+    total, squares, pixels = np.zeros(3), np.zeros(3), 0
+    for part in np.array_split(rows, -(-len(rows) // 256)):
+        levels = images[part].reshape(-1, 3).astype(np.float32)
+        total += levels.sum(0, dtype=np.float64)
+        squares += np.einsum("nc,nc->c", levels, levels, dtype=np.float64)
+        pixels += len(levels)
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))  # a constant channel must not divide by zero
+    return (mean / 255).tolist(), (std / 255).tolist()
+
+
+def _write(path: Path, statistics: tuple[list[float], list[float]]) -> None:
+    path.write_text(json.dumps(statistics))

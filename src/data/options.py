@@ -1,0 +1,114 @@
+"""What a user may ask of the data: the schema of `conf/data/*.yaml`. Free of torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+
+KINDS = ("clutter", "cifar10", "folder")
+_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class AugmentationOptions:
+    """Training augmentation, drawn per picture at the stored size, before the resize to an arm's resolution."""
+
+    crop_padding: float = 0.125  # largest random shift, as a fraction of the side; the border is reflected
+    flip: bool = False  # mirror left-right with probability 1/2
+    erasing: float = 0.0  # probability of erasing one rectangle (Zhong et al. 2020, area 2 to 33 %)
+
+    def __post_init__(self) -> None:
+        _between("data.augmentation.crop_padding", self.crop_padding, 0.0, 0.5)
+        _between("data.augmentation.erasing", self.erasing, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ClutterOptions:
+    """The embedded picture generator: a complete digit among fragments of digits."""
+
+    train: int = 6000  # pictures
+    val: int = 1000
+    test: int = 2000
+    canvas: int = 64  # side of a picture, pixels
+    digit_min: int = 12  # side of the labelled digit's scan on the canvas, pixels
+    digit_max: int = 24
+    fragments: int = 4  # distracting fragments in a picture
+
+    def __post_init__(self) -> None:
+        for key in ("train", "val", "test"):
+            _at_least(f"data.clutter.{key}", getattr(self, key), 10)
+        _between("data.clutter.canvas", self.canvas, 16, 512)
+        _between("data.clutter.digit_min", self.digit_min, 8, self.canvas)
+        _between("data.clutter.digit_max", self.digit_max, self.digit_min, self.canvas)
+        _between("data.clutter.fragments", self.fragments, 0, 64)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """One data set: where it comes from, how it is split, how it is fed.
+
+    Raises:
+        ValueError: a value is impossible; the sentence names key, value and the nearest possible choice.
+    """
+
+    name: str
+    kind: str  # clutter | cifar10 | folder
+    root: str | None = None  # cifar10: archive or unpacked copy (null: download); folder: directory that holds train/
+    cache: str = "~/.cache/scalestudy"  # shared folder for downloads and decoded arrays
+    download: bool = True  # cifar10 only
+    val_fraction: float = 0.1  # of train/; unused by clutter and by a folder with both val/ and test/
+    split_seed: int = 0  # of the data, never of a run: all arms and seeds see the same splits
+    stored_pixels: int | None = None  # folder: side of the stored squares; null: median shorter side, at most 256
+    train_limit: int | None = None  # stratified seeded subsets; null: everything
+    val_limit: int | None = None
+    test_limit: int | None = None
+    workers: int = 0  # DataLoader processes; 0 is right for sets that fit in memory
+    memory_limit: str = "4GiB"  # folder: decoded once when all splits fit, otherwise decoded anew for each batch
+    augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
+    clutter: ClutterOptions = field(default_factory=ClutterOptions)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            near = difflib.get_close_matches(self.kind, KINDS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"data.kind={self.kind!r} is unknown: choose from {', '.join(KINDS)} (nearest: {near})")
+        if not self.name.strip():
+            raise ValueError(f"data.name={self.name!r} is empty: give the data a name to report it under")
+        if self.kind == "folder" and not self.root:
+            raise ValueError("data.root is missing: data.kind=folder needs the directory that holds train/")
+        if self.kind == "clutter" and self.root:
+            raise ValueError(f"data.root={self.root!r} is unused by data.kind=clutter: leave it null")
+        if self.stored_pixels is not None:
+            if self.kind != "folder":
+                raise ValueError(f"data.stored_pixels={self.stored_pixels} needs data.kind=folder: leave it null")
+            _between("data.stored_pixels", self.stored_pixels, 8, 1024)
+        if not 0.0 < self.val_fraction <= 0.5:
+            raise ValueError(f"data.val_fraction={self.val_fraction} is impossible: choose above 0 and at most 0.5")
+        for key in ("train_limit", "val_limit", "test_limit"):
+            if getattr(self, key) is not None:
+                _at_least(f"data.{key}", getattr(self, key), 1)
+        _at_least("data.split_seed", self.split_seed, 0)
+        _at_least("data.workers", self.workers, 0)
+        parse_bytes(self.memory_limit)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in a size such as "4GiB" or "500 MB".
+
+    Raises:
+        ValueError: it is not a number with a unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|[KMG]i?B)\s*", text, flags=re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"data.memory_limit={text!r} is not a size: write a number and a unit, such as 4GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _between(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{key}={value} is out of range {low} to {high}: nearest is {low if value < low else high}")
+
+
+def _at_least(key: str, value: int, low: int) -> None:
+    if value < low:
+        raise ValueError(f"{key}={value} is too small: choose at least {low}")

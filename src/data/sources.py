@@ -1,0 +1,32 @@
+"""The three sources behind one door: what is known, what can be fetched ahead, what is loaded. Free of torch."""
+
+from __future__ import annotations
+
+from src.data import cifar10, clutter, folder
+from src.data.options import DataOptions
+from src.data.splits import DataFacts, ImageData
+
+_SOURCES = {"clutter": clutter, "cifar10": cifar10, "folder": folder}
+
+
+def facts(options: DataOptions) -> DataFacts:
+    """Name, classes, stored side and whether there are boxes; cheap: nothing is downloaded or decoded.
+
+    Raises:
+        ValueError: the data cannot be used as asked.
+    """
+    return _SOURCES[options.kind].facts(options)
+
+
+def prepare(options: DataOptions) -> None:
+    """Download, unpack and decode what is missing, once for all processes; never touches a test picture's pixels."""
+    _SOURCES[options.kind].prepare(options)
+
+
+def load(options: DataOptions) -> ImageData:
+    """All splits, the test split sealed.
+
+    Raises:
+        ValueError: the data cannot be had or is damaged.
+    """
+    return _SOURCES[options.kind].load(options)

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from src.data.module import ImageDataModule, _spread
+from src.data.options import AugmentationOptions, ClutterOptions, DataOptions
+from src.data.sampling import NO_AUGMENTATION, EpochBatches, OrderedBatches
+
+OPTIONS = DataOptions(
+    "clutter",
+    "clutter",
+    clutter=ClutterOptions(train=70, val=30, test=20, canvas=32, digit_min=12, digit_max=20),
+    augmentation=AugmentationOptions(flip=True, erasing=0.3),
+)
+
+
+def module(
+    resolution: int = 32, seed: int = 0, batch_size: int = 16, options: DataOptions = OPTIONS
+) -> ImageDataModule:
+    data = ImageDataModule(options, resolution, batch_size, eval_batch_size=8, seed=seed)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def epoch(data: ImageDataModule, number: int) -> str:
+    """Hash of every picture and label the model would see in an epoch, in order."""
+    loader, total = data.train_dataloader(), hashlib.sha256()
+    loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+    for batch in loader:
+        images, labels = data.prepare_batch(batch)
+        total.update(images.numpy().tobytes() + labels.numpy().tobytes())
+    return total.hexdigest()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(1, 70), st.integers(1, 4), st.integers(0, 5))
+def test_training_batches_share_each_epoch_without_double_counting(
+    count: int, size: int, world: int, number: int
+) -> None:
+    if count < world:
+        with pytest.raises(ValueError, match=r"too few"):
+            EpochBatches(count, size, 0, 0, world)
+        return
+    ranks = [EpochBatches(count, size, 7, rank, world) for rank in range(world)]
+    for rank in ranks:
+        rank.set_epoch(number)
+    plans = [list(rank) for rank in ranks]
+    rows = [row for plan in plans for batch in plan for row in batch.rows]
+    assert len(rows) == len(set(rows)) and set(rows) <= set(range(count))
+    assert {len(batch.rows) for plan in plans for batch in plan} == {min(size, count // world)}
+    assert {len(plan) for plan in plans} == {len(ranks[0])} and len(ranks[0]) >= 1
+    assert count - len(rows) < size * world
+    seeds = [batch.seed for plan in plans for batch in plan]
+    assert len(set(seeds)) == len(seeds) and min(seeds) >= 0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 100), st.integers(1, 30), st.integers(1, 4))
+def test_evaluation_sees_every_picture_once(count: int, size: int, world: int) -> None:
+    plans = [list(OrderedBatches(count, size, rank, world)) for rank in range(world)]
+    assert [row for plan in plans for batch in plan for row in batch.rows] == list(range(count))
+    assert all(len(plan) == len(OrderedBatches(count, size, rank, world)) for rank, plan in enumerate(plans))
+    assert {batch.seed for plan in plans for batch in plan} == {NO_AUGMENTATION}
+
+
+def test_an_epoch_depends_on_seed_and_number_alone() -> None:
+    data = module()
+    first = [epoch(data, number) for number in range(3)]
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert epoch(module(), 2) == first[2]  # without epochs 0 and 1 before it
+    assert len({*first, epoch(module(seed=1), 0)}) == 4
+
+
+def test_every_epoch_has_its_own_order() -> None:
+    batches, orders = EpochBatches(60, 20, 0), []
+    for number in range(3):
+        batches.set_epoch(number)
+        orders.append(tuple(row for plan in batches for row in plan.rows))
+    assert len({*orders, tuple(range(60))}) == 4
+
+
+def test_nothing_is_taken_from_the_global_random_state() -> None:
+    data = module()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    epoch(data, 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_workers_change_nothing() -> None:
+    assert epoch(module(options=dataclasses.replace(OPTIONS, workers=1)), 1) == epoch(module(), 1)
+
+
+def test_batches_are_normalised_at_the_arms_resolution_in_training_and_evaluation() -> None:
+    for resolution in (24, 32, 40):
+        data = module(resolution)
+        train = [data.prepare_batch(batch) for batch in data.train_dataloader()]
+        val = [data.prepare_batch(batch) for batch in data.val_dataloader()]
+        assert len(train) == 4 and [len(labels) for _, labels in val] == [8, 8, 8, 6]
+        for images, labels in (*train, *val):
+            assert images.shape[1:] == (3, resolution, resolution) and images.dtype == torch.float32
+            assert images.is_contiguous(memory_format=torch.channels_last) and labels.dtype == torch.int64
+        assert torch.cat([images for images, _ in train]).mean().abs() < 0.15
+
+
+def test_evaluation_is_resize_and_normalise_and_nothing_else() -> None:
+    data = module(32)
+    images = torch.cat([data.prepare_batch(batch)[0] for batch in data.val_dataloader()])
+    assert np.array_equal(data.denormalise(images), data.data.val.images[np.arange(30)])
+    assert data.denormalise(images).dtype == np.uint8
+
+
+def test_training_pictures_are_augmented_afresh_in_every_epoch() -> None:
+    data = module(options=dataclasses.replace(OPTIONS, train_limit=10), batch_size=10)
+    stored = {image.tobytes() for image in data.data.train.images[np.arange(10)]}
+    loader = data.train_dataloader()
+    seen = []
+    for number in range(3):
+        loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        (batch,) = loader
+        seen += [image.tobytes() for image in data.denormalise(data.prepare_batch(batch)[0])]
+    assert len(set(seen)) == 30 and len(stored & set(seen)) <= 3
+
+
+def test_mean_and_std_are_those_of_the_training_pictures() -> None:
+    data = module()
+    pixels = data.data.train.images[np.arange(70)].reshape(-1, 3) / 255
+    np.testing.assert_allclose(data.mean.numpy(), pixels.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(data.std.numpy(), pixels.std(0), rtol=1e-5)
+
+
+def test_small_sets_are_one_batch() -> None:
+    data = module(batch_size=500)
+    assert [len(batch.labels) for batch in data.train_dataloader()] == [70]
+
+
+def test_cam_pictures_are_the_same_for_all_arms_and_seeds() -> None:
+    small, large = module(16, seed=0).cam_batch(12, 5), module(48, seed=9).cam_batch(12, 5)
+    assert torch.equal(small.identities, large.identities) and torch.equal(small.labels, large.labels)
+    assert small.images.shape == (12, 3, 16, 16) and large.images.shape == (12, 3, 48, 48)
+    assert small.boxes is not None and large.boxes is not None
+    torch.testing.assert_close(small.boxes * 3, large.boxes)
+    data = module(32)
+    native = data.cam_batch(12, 5)
+    rows = [list(data.data.val.identities).index(identity) for identity in native.identities]
+    assert np.array_equal(data.denormalise(native.images), data.data.val.images[np.array(rows)])
+    assert np.array_equal(native.labels, data.data.val.labels[rows])
+    assert not torch.equal(native.identities, data.cam_batch(12, 6).identities)
+    with pytest.raises(ValueError, match=r"31 activation-map pictures .* 1 to 30"):
+        data.cam_batch(31, 5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(0, 3), st.data())
+def test_cam_pictures_are_spread_over_the_classes(labels: list[int], seed: int, data: Any) -> None:
+    array = np.array(labels, np.int64)
+    count = data.draw(st.integers(1, len(labels)))
+    rows = _spread(array, count, seed)
+    assert len(set(rows)) == count and np.array_equal(rows, _spread(array, len(labels), seed)[:count])
+    taken, there = np.bincount(array[rows], minlength=6), np.bincount(array, minlength=6)
+    assert all(taken[label] >= min(there[label], taken.max() - 1) for label in range(6))
+
+
+def test_streamed_and_cached_batches_are_the_same(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / "d" / split / name).mkdir(parents=True)
+            for number in range(12):
+                image = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
+                Image.fromarray(image).save(tmp_path / "d" / split / name / f"{number}.png")
+    seen = []
+    for limit, workers in (("1GiB", 0), ("1KiB", 0), ("1KiB", 1)):
+        options = DataOptions(
+            "x", "folder", root=str(tmp_path / "d"), cache=str(tmp_path / limit), memory_limit=limit, workers=workers,
+            val_fraction=0.25, augmentation=OPTIONS.augmentation,
+        )  # fmt: skip
+        data = module(20, batch_size=6, options=options)
+        assert [len(batch.labels) for batch in data.open_test()] == [8, 8, 8]
+        seen.append(
+            (epoch(data, 3), data.fingerprint, data.mean.tolist(), data.std.tolist(), data.cam_batch(4, 0).images.sum())
+        )
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_values_and_order_of_use_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"resolution=0"):
+        ImageDataModule(OPTIONS, 0, 1, 1, 0)
+    with pytest.raises(RuntimeError, match=r"setup"):
+        ImageDataModule(OPTIONS, 32, 1, 1, 0).train_dataloader()
+
+
+class Classifier(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 10)
+        self.seen: list[tuple[str, tuple[int, ...]]] = []
+        self.sums: list[float] = []
+
+    def loss(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        self.seen.append((stage, tuple(images.shape)))
+        return torch.nn.functional.cross_entropy(self.layer(images.std((2, 3))), labels)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.sums.append(float(batch[0].abs().sum()))
+        return self.loss(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.loss(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.loss(batch, "test")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def trainer(folder: Path, epochs: int) -> pl.Trainer:
+    return pl.Trainer(
+        default_root_dir=folder, max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1, num_sanity_val_steps=1,
+    )  # fmt: skip
+
+
+def test_lightning_trains_resumes_bit_identically_and_opens_test_once(tmp_path: Path) -> None:
+    def run(folder: Path, epochs: int, resume: Path | None = None) -> tuple[Classifier, ImageDataModule, pl.Trainer]:
+        torch.manual_seed(0)
+        model, data, loop = Classifier(), ImageDataModule(OPTIONS, 20, 16, 8, 3), trainer(folder, epochs)
+        loop.fit(model, datamodule=data, ckpt_path=resume)
+        return model, data, loop
+
+    whole, data, loop = run(tmp_path / "whole", 4)
+    _, _, half = run(tmp_path / "half", 2)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _, _ = run(tmp_path / "resumed", 4, tmp_path / "half.ckpt")
+    assert torch.equal(whole.layer.weight, resumed.layer.weight) and torch.equal(whole.layer.bias, resumed.layer.bias)
+    assert {shape for stage, shape in whole.seen if stage == "train"} == {(16, 3, 20, 20)}
+    assert whole.seen.count(("train", (16, 3, 20, 20))) == 4 * 4
+    assert len(set(whole.sums)) == 16  # Lightning did call set_epoch: no batch of an epoch comes back in another
+    assert data.test_openings == 0
+    loop.test(whole, datamodule=data, verbose=False)
+    assert data.test_openings == 1
+    assert [shape[0] for stage, shape in whole.seen if stage == "test"] == [8, 8, 4]
+    with pytest.raises(RuntimeError, match=r"opened before"):
+        loop.test(whole, datamodule=data, verbose=False)
