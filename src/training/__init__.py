@@ -1,0 +1,1 @@
+"""How an arm is trained: recipe, schedule, LightningModule, weight averaging, hardware."""

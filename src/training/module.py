@@ -1,0 +1,173 @@
+"""The LightningModule around one built network. Shapes: B batch, K classes, H, W."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+from torchmetrics import MeanMetric
+
+from src.networks.build import ConvNet, Outputs
+from src.training.options import Recipe
+from src.training.schedule import rate_at
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One epoch as history.csv and W&B show it. `train_*` are means over the epoch's batches as they were trained
+    (augmented, raw weights); `val_*` use the averaged weights; losses are cross-entropy without label smoothing."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+class Classifier(pl.LightningModule):
+    """Trains a network on (images, labels) batches with one recipe. Logs `train/*`, `val/*` once an epoch; keeps
+    `history`."""
+
+    def __init__(self, network: ConvNet, recipe: Recipe, steps: int) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.recipe = recipe
+        self.steps = steps
+        self.history: list[EpochRow] = []
+        self.sides_seen: set[int] = set()  # of the pictures that really entered training, for the audit
+        self.collected: list[tuple[Tensor, Tensor]] | None = (
+            None  # labels and logits of an evaluation, while one is kept
+        )
+        self._means = nn.ModuleDict(
+            {
+                f"{split}_{name}": MeanMetric(nan_strategy="disable")
+                for split in ("train", "val")
+                for name in ("loss", "accuracy")
+            }
+        )
+        self._epoch_started = self._last_batch_ended = 0.0
+        self._epoch_pictures = 0
+
+    def forward(self, images: Tensor) -> Outputs:
+        outputs: Outputs = self.network(images)
+        return outputs
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch  # (B,3,H,W), (B,)
+        logits = self.network(images).logits  # (B,K)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        self._observe("train", logits.detach(), labels)
+        self.sides_seen.add(images.shape[-1])
+        self._epoch_pictures += len(labels)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self.network(images).logits
+        self._observe("val", logits, labels)
+        self._collect(labels, logits)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._collect(batch[1], self.network(batch[0]).logits)
+
+    def _collect(self, labels: Tensor, logits: Tensor) -> None:
+        if self.collected is not None:
+            self.collected.append((labels.cpu(), logits.float().cpu()))
+
+    def _observe(self, split: str, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch to the epoch's means; stays on the device, so a step never waits for the host."""
+        logits = logits.float()
+        self._mean(split, "loss").update(F.cross_entropy(logits, labels), weight=len(labels))
+        self._mean(split, "accuracy").update((logits.argmax(1) == labels).float().mean(), weight=len(labels))
+
+    def _mean(self, split: str, name: str) -> MeanMetric:
+        metric = self._means[f"{split}_{name}"]
+        assert isinstance(metric, MeanMetric)
+        return metric
+
+    def on_train_epoch_start(self) -> None:
+        self._epoch_started = self._last_batch_ended = time.perf_counter()
+        self._epoch_pictures = 0
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._last_batch_ended = time.perf_counter()
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.log("val/loss", self._mean("val", "loss").compute())
+            self.log("val/accuracy", self._mean("val", "accuracy").compute())
+
+    def on_train_epoch_end(self) -> None:
+        """Runs after the epoch's validation: closes the row of this epoch.
+
+        Raises:
+            FloatingPointError: the training loss is no longer finite.
+        """
+        values = {key: float(metric.compute()) for key, metric in self._means.items() if isinstance(metric, MeanMetric)}
+        for metric in self._means.values():
+            assert isinstance(metric, MeanMetric)
+            metric.reset()
+        if not torch.isfinite(torch.tensor(values["train_loss"])):
+            raise FloatingPointError(
+                f"the training loss is {values['train_loss']} in epoch {self.current_epoch + 1}: training diverged;"
+                " lower recipe.learning_rate"
+            )
+        seconds = self._last_batch_ended - self._epoch_started
+        row = EpochRow(
+            epoch=self.current_epoch + 1,
+            learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
+            seconds=seconds,
+            images_per_second=self._epoch_pictures / seconds,
+            **values,
+        )
+        self.history.append(row)
+        self.log("train/loss", row.train_loss)
+        self.log("train/accuracy", row.train_accuracy)
+        self.log("train/learning_rate", row.learning_rate)
+        self.log("speed/images_per_second", row.images_per_second)
+        self.log("epoch", float(row.epoch))
+
+    @property
+    def images_per_second(self) -> float:
+        """Training throughput: median over epochs, which a disturbed epoch does not move."""
+        return statistics.median(row.images_per_second for row in self.history)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = [dataclasses.asdict(row) for row in self.history]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = [EpochRow(**row) for row in checkpoint["history"]]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The recipe's optimizer; weight decay touches weights of two or more dimensions only (not biases, not batch
+        norm)."""
+        recipe = self.recipe
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        plain = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=True)
+        elif recipe.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0.0, fused=True
+            )
+        else:
+            optimizer = torch.optim.RMSprop(
+                groups, lr=recipe.learning_rate, momentum=recipe.momentum, alpha=0.9, eps=1e-3
+            )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_at(step, self.steps, recipe.warmup, recipe.final_learning_rate)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

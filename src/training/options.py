@@ -1,0 +1,111 @@
+"""Options of training: the recipe all arms share, and the hardware it runs on. Free of torch, so that reading a config
+is fast."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Optional
+
+OPTIMIZERS = ("adamw", "sgd", "rmsprop")
+ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+
+LARGEST_WARMUP = 0.10
+LARGEST_FINAL_LEARNING_RATE = 0.02
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        nearest = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{key}={value!r} is not known; did you mean {nearest!r}? (choices: {', '.join(choices)})")
+
+
+def _check_range(key: str, value: float, low: float, high: float, why: str) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{key}={value:g} must lie in [{low:g}, {high:g}]: {why}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe for all arms. Nothing here may depend on an arm: a recipe that grows with the network confounds the
+    study.
+
+    batch_size: pictures an optimizer step, over all devices.
+    learning_rate: peak, at that batch size.
+    warmup: share of the run in which the rate rises linearly to its peak; then it falls along a cosine.
+    final_learning_rate: last rate as a share of the peak.
+    weight_decay: not applied to biases and batch norm.
+    dropout: before the classifier. drop_path: stochastic depth of the last block, linear from 0 at the first.
+    ema_horizon: memory of the averaged weights, as a share of the run's steps (decay = 1 - 1 / (horizon x steps)); 0
+        turns it off.
+    """
+
+    name: str
+    epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    warmup: float
+    final_learning_rate: float
+    label_smoothing: float
+    dropout: float
+    drop_path: float
+    ema_horizon: float
+    momentum: float = 0.9
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_choice("recipe.optimizer", self.optimizer, OPTIMIZERS)
+        for key, count in (("epochs", self.epochs), ("batch_size", self.batch_size)):
+            if count < 1:
+                raise ValueError(f"recipe.{key}={count} must be at least 1")
+        if self.batch_size < 2:
+            raise ValueError(f"recipe.batch_size={self.batch_size} must be at least 2: batch norm needs two pictures")
+        if not 0.0 < self.learning_rate < float("inf"):
+            raise ValueError(f"recipe.learning_rate={self.learning_rate:g} must be above 0, or nothing is learnt")
+        if self.weight_decay < 0.0:
+            raise ValueError(f"recipe.weight_decay={self.weight_decay:g} must not be negative")
+        _check_range("recipe.warmup", self.warmup, 0.0, LARGEST_WARMUP, "a longer warm-up eats the run (guard G5)")
+        _check_range(
+            "recipe.final_learning_rate",
+            self.final_learning_rate,
+            0.0,
+            LARGEST_FINAL_LEARNING_RATE,
+            "a run that is not annealed ends in noise larger than what is compared (guard G5)",
+        )
+        for key in ("label_smoothing", "dropout", "drop_path"):
+            _check_range(f"recipe.{key}", getattr(self, key), 0.0, 0.9, "it is a probability below 1")
+        _check_range("recipe.ema_horizon", self.ema_horizon, 0.0, 0.5, "a share of the run; 0 turns averaging off")
+        _check_range("recipe.momentum", self.momentum, 0.0, 0.999, "1 never forgets a gradient")
+
+
+@dataclass(frozen=True)
+class HardwareOptions:
+    """Where and in which arithmetic an arm is trained.
+
+    accelerator: auto takes a CUDA GPU, else Apple's mps, else the CPU.
+    precision: auto takes bf16-mixed on GPUs that have it, 16-mixed with loss scaling on GPUs that do not, and 32-true
+        elsewhere (plain bf16 autocast was measured slower than fp32 on CPUs).
+    threads: CPU threads of one arm; null takes the cores the launcher gives it.
+    """
+
+    name: str
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "auto"
+    threads: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        _check_choice("hardware.accelerator", self.accelerator, ACCELERATORS)
+        _check_choice("hardware.precision", self.precision, PRECISIONS)
+        if self.devices != 1:
+            raise ValueError(
+                f"hardware.devices={self.devices} is not supported yet: an arm trains on one device;"
+                " use launcher.jobs and launcher.gpus_per_job to train several arms at once"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(
+                f"hardware.threads={self.threads} must be at least 1, or null to take the cores the launcher gives"
+            )
