@@ -1,0 +1,47 @@
+"""Options of the tracking room."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Optional
+
+MODES = ("auto", "online", "offline", "disabled")
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """How runs are logged to W&B (schema of `conf/tracking/*.yaml`).
+
+    Raises:
+        ValueError: a value is not among the choices or outside W&B's limits.
+    """
+
+    mode: str = "auto"  # auto: online when logged in, else offline; never asks
+    project: str = "scalestudy"
+    entity: Optional[str] = None
+    tags: list[str] = field(default_factory=list)
+    notes: str = ""
+    timeout_seconds: float = 20.0  # for reaching the server at the start; then the run goes on offline
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(
+                f"tracking.mode={self.mode!r} is not one of {', '.join(MODES)}; "
+                f"the nearest is {nearest_mode(self.mode)!r}"
+            )
+        forbidden = set(self.project) & set("/\\#?%:")
+        if not self.project or len(self.project) > 128 or forbidden:
+            raise ValueError(
+                f"tracking.project={self.project!r} is no W&B project; give 1 to 128 characters without / \\ # ? % :"
+            )
+        for tag in self.tags:
+            if not 1 <= len(tag) <= 64:
+                raise ValueError(f"tracking.tags holds {tag!r} of {len(tag)} characters; W&B takes 1 to 64")
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"tracking.timeout_seconds={self.timeout_seconds} should be above 0, e.g. 20")
+
+
+def nearest_mode(value: str) -> str:
+    """The valid mode that looks most like `value`."""
+    return difflib.get_close_matches(str(value).lower(), MODES, n=1, cutoff=0.0)[0]
