@@ -1,0 +1,48 @@
+"""`python -m src.report outputs/STUDY`: write and print the report of a study, finished or not."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from src.report.write import render, write_report
+
+HELP = """\
+Reads record.json, status.json, history.csv and cam.npz of every arm in PATH (nothing is trained, nothing is loaded on a
+GPU, nothing is asked of W&B) and writes into PATH:
+
+  summary.md            table, verdict, warnings, and where each number comes from
+  summary.csv           one row per finished run, every field of its record
+  summary.json          the same for programs: runs, rows, findings, sentences, files
+  accuracy_vs_macs.png  test accuracy over cost, every seed visible
+  learning_curves.png   accuracy and losses per epoch
+  cam_grid.png          the same pictures through every arm's eyes
+
+Works while the sweep is still running: unfinished arms are listed with their state.
+Exit code: 0 with at least one finished arm, 2 without."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m src.report",
+        description="Compare the arms of a study from their records.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", metavar="PATH", type=Path, help="study folder, for example outputs/cifar10-2x")
+    path = parser.parse_args(arguments).path
+    try:
+        report = write_report(path)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    render(report, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

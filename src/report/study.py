@@ -1,0 +1,117 @@
+"""Reading a study folder: which arms there are, which have finished, and what became of the others."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.record import RECORD_FILE, RunRecord
+
+STATUS_FILE = "status.json"
+_MARKS = (RECORD_FILE, STATUS_FILE, "config.yaml")  # any of them makes a folder an arm's folder
+
+
+@dataclass(frozen=True)
+class ArmFolder:
+    """One run's folder: its record if it finished, otherwise its state and why."""
+
+    path: Path
+    state: str
+    detail: str
+    record: RunRecord | None
+
+    @property
+    def name(self) -> str:
+        """The folder's name, unique in the study."""
+        return self.path.name
+
+
+def read_study(study_folder: Path) -> tuple[ArmFolder, ...]:
+    """All arm folders, by name. Never fails on what is inside one of them.
+
+    Raises:
+        ValueError: the path is missing, is not a folder or holds no arm's folder; names the nearest study.
+    """
+    if not study_folder.exists():
+        raise ValueError(f"{study_folder} does not exist{_nearest(study_folder)}")
+    if not study_folder.is_dir():
+        raise ValueError(f"{study_folder} is a file; give the study's folder{_nearest(study_folder)}")
+    arms = tuple(_read_arm(path) for path in _arm_folders(study_folder))
+    if arms:
+        return arms
+    if _is_arm(study_folder):
+        raise ValueError(f"{study_folder} is the folder of one arm; give its study's folder, {study_folder.parent}")
+    studies = [path.name for path in _children(study_folder) if _arm_folders(path)]
+    if studies:
+        raise ValueError(f"{study_folder} holds studies, not arms; give one of them: {', '.join(studies[:8])}")
+    raise ValueError(f"{study_folder} holds no arm's folder{_nearest(study_folder)}")
+
+
+def finished(study_folder: Path, arms: tuple[ArmFolder, ...]) -> tuple[ArmFolder, ...]:
+    """The arms that have a record.
+
+    Raises:
+        ValueError: none has; says what state they are in.
+    """
+    done = tuple(arm for arm in arms if arm.record is not None)
+    if not done:
+        states = ", ".join(f"{arm.name}: {arm.state}" for arm in arms[:8])
+        more = f" and {len(arms) - 8} more" if len(arms) > 8 else ""
+        raise ValueError(
+            f"{study_folder} has no finished arm yet ({states}{more}); see console.log in each arm's folder"
+        )
+    return done
+
+
+def _read_arm(path: Path) -> ArmFolder:
+    state, error = _status(path / STATUS_FILE)
+    if not (path / RECORD_FILE).exists():
+        if state == "finished":
+            return ArmFolder(path, "no record", "its process ended without error but left no record.json", None)
+        return ArmFolder(path, state, error, None)
+    try:
+        record = RunRecord.read(path / RECORD_FILE)
+    except (ValueError, OSError) as broken:
+        return ArmFolder(path, "broken record", str(broken), None)
+    detail = (
+        "" if state in ("finished", "unknown") else f"its process is {state}, but its record is complete and counts"
+    )
+    return ArmFolder(path, "finished", detail, record)
+
+
+def _status(path: Path) -> tuple[str, str]:
+    """State and the last line of the error; `unknown` where the file is absent or unreadable."""
+    try:
+        status = json.loads(path.read_text())
+        lines = str(status.get("error") or "").strip().splitlines()
+        return str(status.get("state", "unknown")), lines[-1].strip()[:200] if lines else ""
+    except FileNotFoundError:
+        return "unknown", "it has no status.json"
+    except (OSError, ValueError, AttributeError):
+        return "unknown", "its status.json is unreadable"
+
+
+def _is_arm(path: Path) -> bool:
+    return any((path / mark).is_file() for mark in _MARKS)
+
+
+def _children(path: Path) -> list[Path]:
+    try:
+        return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _arm_folders(path: Path) -> list[Path]:
+    return [child for child in _children(path) if _is_arm(child)]
+
+
+def _nearest(path: Path) -> str:
+    """`; nearest study: ...`, or nothing where no study lies beside the path."""
+    studies = {child.name: child for child in _children(path.parent) if child != path and _arm_folders(child)}
+    if not studies:
+        return ""
+    close = difflib.get_close_matches(path.name, studies, n=1, cutoff=0.0)
+    return f"; the nearest study is {studies[close[0]]}"

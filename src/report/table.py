@@ -1,0 +1,103 @@
+"""The comparison table: one list of columns, rendered for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from src.record import METRICS
+from src.verdict.cells import Cell
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading and how a cell of the study is shown under it."""
+
+    label: str
+    show: Callable[[Cell], str]
+
+
+def _metric(field: str, interval: bool = False) -> Column:
+    metric = METRICS[field]
+
+    def show(cell: Cell) -> str:
+        estimate = cell.estimate(field)
+        text = metric.format(estimate.mean)
+        return f"{text} ±{metric.format(estimate.half_width)}" if interval and estimate.half_width is not None else text
+
+    return Column(metric.label, show)
+
+
+def _budget(cell: Cell) -> str:
+    snapped = cell.budget if cell.is_base else cell.first.snapped_budget
+    return f"{cell.budget:g}" if abs(snapped - cell.budget) < 0.005 else f"{cell.budget:g} → {snapped:.2f}"
+
+
+IDENTITY = (Column("arm", lambda cell: cell.name), Column("budget, asked → snapped", _budget))
+NETWORK = (
+    _metric("depth"),
+    _metric("width"),
+    _metric("resolution"),
+    _metric("macs"),
+    Column("MACs (x base)", lambda cell: f"{cell.first.macs / cell.first.base_macs:.3f}"),
+    _metric("params"),
+    _metric("activations"),
+)
+RESULT = (
+    Column("seeds", lambda cell: str(len(cell.seeds))),
+    _metric("val_accuracy", interval=True),
+    _metric("test_accuracy", interval=True),
+    _metric("images_per_second"),
+    _metric("seconds"),
+)
+INTERVAL_NOTE = "± is the half-width of the 95 % t interval over seeds; a value of one seed has none."
+
+
+def tables(cells: Sequence[Cell], width: int) -> list[Table]:
+    """The table for a terminal of `width` columns: in one piece if it fits, otherwise networks above results."""
+    whole = _table(cells, (*IDENTITY, *RESULT[:1], *NETWORK, *RESULT[1:]), "")
+    if sum(_needs(cells, column) + 1 for column in (*IDENTITY, *NETWORK, *RESULT)) <= width:
+        return [whole]
+    return [
+        _table(cells, (*IDENTITY, *NETWORK), "What was built"),
+        _table(cells, (*IDENTITY, *RESULT), "What it reached"),
+    ]
+
+
+def markdown(cells: Sequence[Cell]) -> str:
+    """The whole table in Markdown."""
+    columns = (*IDENTITY, *RESULT[:1], *NETWORK, *RESULT[1:])
+    lines = ["| " + " | ".join(c.label for c in columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(escape(c.show(cell)) for c in columns) + " |" for cell in cells]
+    return "\n".join(lines)
+
+
+def escape(text: str) -> str:
+    """Text that cannot end a Markdown cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _table(cells: Sequence[Cell], columns: Sequence[Column], title: str) -> Table:
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), title=title or None, title_justify="left", title_style="bold", pad_edge=False
+    )
+    for index, column in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if index == 0 else "right"
+        width = _needs(cells, column)
+        table.add_column(
+            column.label, justify=justify, header_style="dim", vertical="bottom", width=width, overflow="fold"
+        )
+    for index, cell in enumerate(cells):
+        if index and cells[index - 1].budget != cell.budget:
+            table.add_row()
+        table.add_row(*(Text(column.show(cell)) for column in columns))
+    return table
+
+
+def _needs(cells: Sequence[Cell], column: Column) -> int:
+    """Least width at which no word of the heading and no value is broken."""
+    return max([*(len(word) for word in column.label.split()), *(len(column.show(cell)) for cell in cells)])

@@ -1,0 +1,246 @@
+"""The report of a study: gathered from records, judged, written beside them, shown in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from src.record import METRICS, RECORD_FILE, RunRecord, write_atomically
+from src.report.figures import accuracy_vs_macs, cam_grid, learning_curves
+from src.report.study import ArmFolder, finished, read_study
+from src.report.table import INTERVAL_NOTE, escape, markdown, tables
+from src.verdict.cells import Cell
+from src.verdict.grammar import Finding, NotAssessable, Sentence
+from src.verdict.judge import PRIMARY, Claim, Verdict, judge
+
+SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON = "summary.md", "summary.csv", "summary.json"
+FIGURES = {
+    "accuracy_vs_macs.png": "Test accuracy over cost",
+    "learning_curves.png": "Learning curves",
+    "cam_grid.png": "Class-activation maps",
+}
+_COLOUR = {"supported": "green", "contradicted": "red", "no evidence": "yellow", "not assessable": "yellow"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a study folder and what was written into it."""
+
+    folder: Path
+    question: str
+    runs: tuple[tuple[str, RunRecord], ...]  # folder name and record, in the order of the table
+    unfinished: tuple[ArmFolder, ...]
+    remarks: tuple[str, ...]  # on folders that count although something about them is odd
+    verdict: Verdict
+    findings: tuple[Finding, ...]  # guards and what the figures lack; blocking ones first
+    files: tuple[Path, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The rows of the comparison."""
+        return self.verdict.cells
+
+    @property
+    def sentences(self) -> tuple[Sentence, ...]:
+        """All that the sweep allows to be said."""
+        return self.verdict.sentences
+
+
+def write_report(study_folder: Path, claims: Sequence[Claim] = (PRIMARY,)) -> Report:
+    """Read a study folder, judge it and write summary.{md,csv,json} and the figures into it.
+
+    Unfinished and broken arms are listed, never fatal. A figure that has nothing to show is removed rather than left
+    stale.
+
+    Raises:
+        ValueError: the path is no study folder or no arm has finished; one sentence for the user.
+    """
+    arms = read_study(study_folder)
+    done = finished(study_folder, arms)
+    verdict = judge([arm.record for arm in done if arm.record is not None], claims)
+    # One run copied into two folders is two folders with equal records; the guards name it, the figures need either.
+    folders = {arm.record: arm.path for arm in done if arm.record is not None}
+    curves, curve_findings = learning_curves(verdict.cells, folders)
+    maps, map_findings = cam_grid(verdict.cells, folders)
+    images = (accuracy_vs_macs(verdict.cells), curves, maps)
+    files = [study_folder / name for name in (SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON)]
+    for name, image in zip(FIGURES, images, strict=True):
+        if image is None:
+            (study_folder / name).unlink(missing_ok=True)
+        else:
+            _write_bytes(study_folder / name, image)
+            files.append(study_folder / name)
+    report = Report(
+        folder=study_folder,
+        question=_question(verdict.cells),
+        runs=_runs(verdict.cells, done),
+        unfinished=tuple(arm for arm in arms if arm.record is None),
+        remarks=tuple(f"{arm.name}: {arm.detail}" for arm in done if arm.detail),
+        verdict=verdict,
+        findings=(*verdict.findings, *curve_findings, *map_findings),
+        files=tuple(files),
+    )
+    write_atomically(study_folder / SUMMARY_CSV, _csv(report))
+    write_atomically(study_folder / SUMMARY_JSON, json.dumps(to_mapping(report), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(study_folder / SUMMARY_MD, to_markdown(report))
+    return report
+
+
+def render(report: Report, console: Console) -> None:
+    """Print the comparison, what it allows to be said, what is missing, and where everything was written."""
+    console.print()
+    console.print(Text(report.question, style="bold"))
+    for table in tables(report.cells, console.width):
+        console.print()
+        console.print(table)
+    console.print(Text(INTERVAL_NOTE, style="dim"))
+    console.print()
+    for sentence in report.sentences:
+        text = Text(str(sentence))
+        text.stylize(f"bold {_COLOUR[sentence.outcome]}", 0, len(sentence.outcome))
+        console.print(text)
+    said = {reason for s in report.sentences if isinstance(s, NotAssessable) for reason in s.reasons}
+    _print_list(console, "Warnings", [*(str(f) for f in report.findings if f not in said), *report.remarks])
+    _print_list(console, "Not finished", _unfinished(report))
+    _print_list(console, "Written", [str(path) for path in report.files])
+
+
+def to_mapping(report: Report) -> dict[str, Any]:
+    """The report as a JSON-ready mapping: the same for the same records in any order."""
+    return {
+        "study": report.folder.name,
+        "question": report.question,
+        "rows": [_row(cell) for cell in report.cells],
+        "sentences": [{"outcome": s.outcome, "text": str(s), **dataclasses.asdict(s)} for s in report.sentences],
+        "findings": [{**dataclasses.asdict(f), "text": str(f)} for f in report.findings],
+        "regimes": [str(regime) for regime in report.verdict.regimes],
+        "unfinished": [{"folder": a.name, "state": a.state, "detail": a.detail} for a in report.unfinished],
+        "remarks": list(report.remarks),
+        "runs": [{"folder": folder, **record.to_mapping()} for folder, record in report.runs],
+        "files": [path.name for path in report.files],
+    }
+
+
+def to_markdown(report: Report) -> str:
+    """summary.md."""
+    written = {path.name for path in report.files}
+    parts = [f"# {report.folder.name}", report.question, markdown(report.cells), INTERVAL_NOTE, "## Verdict"]
+    parts.append(_bullets([_bold_outcome(s) for s in report.sentences]))
+    parts += [f"Regime: {regime}." for regime in report.verdict.regimes]
+    if report.findings or report.remarks:
+        findings = [f"{'**blocks the claim** ' if f.blocking else ''}{escape(str(f))}" for f in report.findings]
+        parts += ["## Guards and warnings", _bullets([*findings, *report.remarks])]
+    if report.unfinished:
+        parts += ["## Not finished", _bullets([escape(line) for line in _unfinished(report)])]
+    parts.append("## Figures")
+    parts += [f"![{title}]({name})" for name, title in FIGURES.items() if name in written]
+    trace = [
+        "| run | seed | test accuracy (%) | chosen epoch | config | code | test predictions | W&B |",
+        "|---|" + "---:|" * 7,
+    ]
+    metric = METRICS["test_accuracy"]
+    trace[0] = trace[0].replace("test accuracy (%)", metric.label)
+    for folder, r in report.runs:
+        facts = (
+            f"[{folder}]({folder}/{RECORD_FILE})",
+            r.seed,
+            metric.format(metric.show(r)),
+            f"{r.best_epoch}/{r.epochs}",
+            r.config_hash[:12],
+            r.code_revision[:20] or "unknown",
+            r.predictions_sha256[:12],
+            r.wandb_id or "none",
+        )
+        trace.append("| " + " | ".join(escape(str(fact)) for fact in facts) + " |")
+    parts += [
+        "## Where each number comes from",
+        f"Every number above is computed from these runs' {RECORD_FILE}; [{SUMMARY_CSV}]({SUMMARY_CSV})"
+        " has all their fields.",
+        "\n".join(trace),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _question(cells: Sequence[Cell]) -> str:
+    arms = sorted({cell.arm for cell in cells if not cell.is_base})
+    budgets = sorted({cell.budget for cell in cells if not cell.is_base})
+    network = "/".join(sorted({cell.first.network for cell in cells}))
+    data = "/".join(sorted({cell.first.data for cell in cells}))
+    if not arms:
+        return f"{network} on {data}: only the unscaled base has finished, there is nothing to compare yet."
+    growth = " and ".join(f"{budget:g}x" for budget in budgets)
+    return f"{network} must grow to {growth} its MACs. Which way, on {data}: {', '.join(arms)}?"
+
+
+def _runs(cells: Sequence[Cell], done: Sequence[ArmFolder]) -> tuple[tuple[str, RunRecord], ...]:
+    left = list(done)
+    runs = []
+    for record in (record for cell in cells for record in cell.records):
+        arm = next(arm for arm in left if arm.record == record)
+        left.remove(arm)
+        runs.append((arm.name, record))
+    return tuple(runs)
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    estimates = {field: cell.estimate(field) for field in METRICS}
+    return {
+        "arm": cell.name,
+        "is_base": cell.is_base,
+        "budget": cell.budget,
+        "snapped_budget": cell.first.snapped_budget,
+        "macs_ratio": cell.first.macs / cell.first.base_macs,
+        "n": len(cell.seeds),
+        "seeds": list(cell.seeds),
+        "metrics": {
+            field: {"label": METRICS[field].label, "mean": e.mean, "half_width": e.half_width, "sd": e.sd}
+            for field, e in estimates.items()
+        },
+    }
+
+
+def _csv(report: Report) -> str:
+    buffer = io.StringIO()
+    names = ["folder", *(field.name for field in dataclasses.fields(RunRecord))]
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"folder": folder, **record.to_mapping()} for folder, record in report.runs)
+    return buffer.getvalue()
+
+
+def _bold_outcome(sentence: Sentence) -> str:
+    text = escape(str(sentence))
+    return f"**{text[: len(sentence.outcome)]}**{text[len(sentence.outcome) :]}"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _unfinished(report: Report) -> list[str]:
+    return [f"{arm.name}: {arm.state}" + (f" ({arm.detail})" if arm.detail else "") for arm in report.unfinished]
+
+
+def _print_list(console: Console, title: str, lines: Sequence[str]) -> None:
+    if lines:
+        console.print()
+        console.print(Text(title, style="bold"))
+        for line in lines:
+            console.print(Padding(Text(line, overflow="fold"), (0, 0, 0, 2)))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
