@@ -1,0 +1,241 @@
+"""Hydra glue: the `process` launcher, the `study` sweeper and the `sweep` config group, all registered in code.
+
+Hydra takes a launcher or sweeper only if the dotted name in `_target_` begins with `hydra_plugins.`, is registered and
+can be imported (Plugins._instantiate and instantiate, 1.3.8). So the classes here live under such a name in a module
+made in memory, and no top-level `hydra_plugins` folder is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import ConfigCompositionException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+RunAll = Callable[[list[DictConfig]], list[int]]
+
+LAUNCHER = "process"
+SWEEPER = "study"
+SWEEP_GROUP = "sweep"
+_NAMESPACE = "hydra_plugins.scalestudy"
+
+
+def register(run_all: RunAll, sweeps: Path) -> None:
+    """Make `hydra/launcher=process`, `hydra/sweeper=study` and `+sweep=NAME` known; call it before `hydra.main` runs.
+
+    Args:
+        run_all: takes the resolved config of every job of a sweep (no `hydra` node), returns their exit codes.
+        sweeps: folder of named studies; its `*.yaml` files are the options of the group `sweep`, not its subfolders.
+    """
+    StudyLauncher.run_all = staticmethod(run_all)
+    SweepSearchPath.folder = sweeps.resolve()
+    plugins = Plugins.instance()  # imports the real `hydra_plugins`, if other plugins are installed
+    for plugin in (StudyLauncher, StudySweeper, SweepSource, SweepSearchPath):
+        plugins.register(plugin)
+    module = types.ModuleType(_NAMESPACE)
+    vars(module).update(StudyLauncher=StudyLauncher, StudySweeper=StudySweeper)
+    parent = sys.modules.setdefault("hydra_plugins", types.ModuleType("hydra_plugins"))
+    setattr(parent, "scalestudy", module)  # noqa: B010 (mypy knows no such attribute)
+    sys.modules[_NAMESPACE] = module
+    store = ConfigStore.instance()
+    store.store(group="hydra/launcher", name=LAUNCHER, node=_LauncherConf, provider="scalestudy")
+    store.store(group="hydra/sweeper", name=SWEEPER, node=_SweeperConf, provider="scalestudy")
+
+
+@dataclass
+class _LauncherConf:
+    _target_: str = f"{_NAMESPACE}.StudyLauncher"
+
+
+@dataclass
+class _SweeperConf:
+    _target_: str = f"{_NAMESPACE}.StudySweeper"
+    params: dict[str, str] = field(default_factory=dict)
+
+
+class StudyLauncher(Launcher):
+    """Composes the config of every job first and hands all of them to the wiring at once."""
+
+    __module__ = _NAMESPACE
+    run_all: RunAll
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs.
+
+        Raises:
+            SystemExit: 1 if a job's exit code is not 0.
+        """
+        returns = [
+            self._compose(list(overrides), number) for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        codes = self.run_all([job.cfg for job in returns if job.cfg is not None])
+        assert len(codes) == len(returns)
+        for job, code in zip(returns, codes, strict=True):
+            job.status, job.return_value = JobStatus.COMPLETED, code
+        if any(codes):
+            # Hydra itself has no way to say that jobs failed except by raising the first one's exception.
+            raise SystemExit(1)
+        return returns
+
+    def _compose(self, overrides: list[str], number: int) -> JobReturn:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        present = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)  # ${hydra:...} is looked up there
+        try:
+            task = copy.deepcopy(config)  # and not a new config: the cache of ${now:...} must come along
+            with read_write(task), open_dict(task):
+                del task["hydra"]
+            OmegaConf.resolve(task)
+            name = str(config.hydra.job.name)
+        finally:
+            HydraConfig.instance().cfg = present
+        return JobReturn(overrides=overrides, cfg=task, hydra_cfg=config, working_dir=os.getcwd(), task_name=name)
+
+
+class StudySweeper(Sweeper):
+    """The product of all lists, where the command line beats `hydra.sweeper.params` key by key.
+
+    Unlike Hydra's basic sweeper it takes `+key`, `++key` and `~key` for the same key as `key`, and refuses what would
+    be dropped in silence: a key given twice, a value given twice, an empty list, several named studies at once. It is
+    no subclass of the basic one, because Hydra's plugin scan executes that class's module a second time.
+    """
+
+    __module__ = _NAMESPACE
+
+    def __init__(self, params: DictConfig | None = None) -> None:
+        self.params = dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        assert self.hydra_context is not None and self.config is not None and self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        for key, value in self.params.items():
+            if OmegaConf.is_config(value):  # OmegaConf lets it pass as a string
+                raise ConfigCompositionException(
+                    f"hydra.sweeper.params.{key!s}={value} is one value, write a string such as {key!s}: a,b to sweep"
+                )
+        lines = [f"{key!s}={value}" for key, value in self.params.items()]
+        params = _by_key(parser.parse_overrides(lines), "hydra.sweeper.params")
+        given = _by_key(parser.parse_overrides(arguments), "the command line")
+        jobs = [list(job) for job in itertools.product(*map(_variants, {**params, **given}.values()))]
+        if not isinstance(self.launcher, StudyLauncher):
+            self.validate_batch_is_legal(jobs)  # StudyLauncher composes every job before it starts the first
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        returns = self.launcher.launch(jobs, initial_job_idx=0)
+        for job in returns:
+            _ = job.return_value  # raises what a job run inside this process has raised
+        return [returns]
+
+
+def _by_key(overrides: Sequence[Override], place: str) -> dict[tuple[str, str | None], Override]:
+    found: dict[tuple[str, str | None], Override] = {}
+    for override in overrides:
+        key = (override.key_or_group, override.package)
+        if key in found:
+            both = f"{found[key].input_line} and {override.input_line}"
+            raise ConfigCompositionException(f"{place} gives {key[0]} twice, {both}: keep one")
+        found[key] = override
+    return found
+
+
+def _variants(override: Override) -> list[str]:
+    """The overrides that one line of a sweep stands for; a line that is no sweep stands for itself."""
+    line = str(override.input_line)
+    if not override.is_sweep_override():
+        return [line]
+    if override.key_or_group == SWEEP_GROUP:
+        raise ConfigCompositionException(f"{line} names several studies, run them one after the other")
+    if not override.is_discrete_sweep():
+        raise ConfigCompositionException(
+            f"{line} is no finite list of values, use a list {override.key_or_group}=a,b or a range(start,stop,step)"
+        )
+    values = list(override.sweep_string_iterator())
+    if not values:
+        raise ConfigCompositionException(f"{line} has no value, so that the sweep would have no arm")
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ConfigCompositionException(f"{line} names {', '.join(twice)} twice, keep one of them")
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+class SweepSource(ConfigSource):
+    """Maps the config group `sweep` to the files of one folder.
+
+    A named study is placed at the root of the config, and runs as a sweep without `-m` if it says what to sweep over.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        return "sweeps"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = self._file(config_path)
+        config = OmegaConf.load(path)
+        header = self._get_header_dict(path.read_text(encoding="utf-8"))
+        header["package"] = header["package"] or "_global_"
+        if isinstance(config, DictConfig) and OmegaConf.select(config, "hydra.sweeper.params"):
+            if OmegaConf.select(config, "hydra.mode") is None:
+                OmegaConf.update(config, "hydra.mode", "MULTIRUN")
+        return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)
+
+    def _file(self, config_path: str) -> Path:
+        return Path(self.path) / self._normalize_file_name(config_path.removeprefix(f"{SWEEP_GROUP}/"))
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        # Also without the folder, or Hydra would take `+sweep=x` for a new key and go on.
+        return config_path.rstrip("/") in ("", SWEEP_GROUP)
+
+    def is_config(self, config_path: str) -> bool:
+        group, _, name = config_path.partition("/")
+        return group == SWEEP_GROUP and "/" not in name and self._file(config_path).is_file()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "":
+            return [] if results_filter == ObjectType.CONFIG else [SWEEP_GROUP]
+        if config_path != SWEEP_GROUP or results_filter == ObjectType.GROUP:
+            return []
+        return sorted(path.stem for path in Path(self.path).glob("*.yaml"))
+
+
+class SweepSearchPath(SearchPathPlugin):
+    """Puts the folder of named studies behind `conf/` on Hydra's search path."""
+
+    folder: Path
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider=SWEEP_GROUP, path=f"{SweepSource.scheme()}://{self.folder}")

@@ -1,0 +1,309 @@
+"""A user's mistake in one sentence: what Hydra and OmegaConf raise, told by key, value and nearest choice.
+
+Hydra reports most mistakes over several lines, some by a traceback, all with exit code 1. Here they end with exit code
+2; a bug keeps its traceback and exit code 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+import hydra._internal.utils as hydra_utils
+import yaml
+from hydra.errors import (
+    CompactHydraException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    ConfigTypeError,
+    GrammarParseError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from src.launch.hydra_launcher import SWEEP_GROUP
+from src.launch.options import suggestion
+
+
+class UserMistake(SystemExit):
+    """A sentence for the user; the program ends with exit code 2.
+
+    Not an `Exception`, because Hydra would print a line of its own about the job before passing it on.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
+@contextlib.contextmanager
+def mistakes(conf: Path) -> Iterator[None]:
+    """Turn what a schema or OmegaConf raises about values into a `UserMistake`; put it around the parsing of a study.
+
+    Raises:
+        UserMistake: for a ValueError or an OmegaConf error that a user can cause.
+    """
+    try:
+        yield
+    except (ValueError, OmegaConfBaseException) as error:
+        text = sentence(error, conf)
+        if text is None and isinstance(error, OmegaConfBaseException):
+            raise
+        raise UserMistake(text or _one_line(str(error))) from error
+
+
+def run_hydra(main: Callable[[], None], conf: Path) -> int:
+    """Run a function decorated by `hydra.main` and return the exit code of the program.
+
+    A user's mistake is told in one sentence on standard error (exit code 2), any other exception by its traceback (1).
+    With HYDRA_FULL_ERROR=1 in the environment, mistakes show their traceback too.
+
+    Args:
+        main: the decorated function.
+        conf: folder of the configs, for choices and file names.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        _check_flags()
+        # Hydra's own reporter prints and exits by itself. It is replaced, and not told by HYDRA_FULL_ERROR to step
+        # aside, because every child process would inherit that variable.
+        with mock.patch.object(hydra_utils, "run_and_report", lambda function: function()):
+            main()
+    except UserMistake as mistake:
+        if full:
+            traceback.print_exc()
+        print(f"error: {mistake.message}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        print(stop.code, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        text = sentence(error, conf)
+        if text is None or full:
+            traceback.print_exc()
+        if text is None:
+            return 1
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def sentence(error: BaseException, conf: Path) -> str | None:
+    """What is wrong and how to put it right, in one sentence; None if `error` is no user's mistake.
+
+    Args:
+        error: anything raised while Hydra composes a config or while the config is read.
+        conf: folder of the configs; named studies are looked for in `sweeps/` beside it.
+    """
+    match error:
+        case UserMistake():
+            return error.message
+        case OverrideParseException():
+            return _grammar(error)
+        case MissingConfigException():
+            return _missing_config(error, conf)
+        case InstantiationException():
+            return None
+        case CompactHydraException():
+            return _composition(error, conf)
+        case OmegaConfBaseException():
+            return _value(error, conf)
+        case yaml.MarkedYAMLError():
+            mark = error.problem_mark
+            place = f"{mark.name} line {mark.line + 1} column {mark.column + 1}" if mark else "a YAML file"
+            return _one_line(f"{place} is not valid YAML: {error.problem}")
+        case ValueError() | RuntimeError() | ImportError() | HydraException() if _raised_by_hydra(error):
+            return _one_line(str(error))
+    return None
+
+
+def _check_flags() -> None:
+    """Parse the command line as Hydra will, to answer a wrong flag without argparse's page of usage."""
+    parser = hydra_utils.get_args_parser()
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+
+    def fail(message: str) -> NoReturn:
+        found = re.match(r"unrecognized arguments: (\S+)", message)
+        if found and not found[1].startswith("-"):
+            raise UserMistake(f"{found[1]} stands apart, put flags such as -m before or after all key=value arguments")
+        raise UserMistake(_hint(_one_line(message), found[1], flags) if found else _one_line(message))
+
+    with mock.patch.object(parser, "error", fail):
+        parser.parse_args()
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def _file(config: str, conf: Path) -> str:
+    """The file that Hydra calls `config`, as a user would write it."""
+    group, _, name = config.partition("/")
+    return f"sweeps/{name}.yaml" if group == SWEEP_GROUP and name else f"{conf.name}/{config}.yaml"
+
+
+def _hint(problem: str, word: str, choices: Iterable[object]) -> str:
+    hint = suggestion(word, map(str, choices))
+    return f"{problem}, {hint}" if hint else problem
+
+
+def _groups(conf: Path) -> list[str]:
+    return [*(path.name for path in conf.glob("*") if path.is_dir()), SWEEP_GROUP]
+
+
+def _known_keys(conf: Path) -> set[str]:
+    """Dotted keys of all YAML files under `conf`, placed by their group's folder."""
+    keys: set[str] = set()
+
+    def collect(prefix: str, node: object) -> None:
+        if prefix:
+            keys.add(prefix)
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if key != "defaults":
+                    collect(f"{prefix}.{key}" if prefix else str(key), value)
+
+    for path in conf.rglob("*.yaml"):
+        with contextlib.suppress(OSError, yaml.YAMLError):
+            collect(".".join(path.relative_to(conf).parts[:-1]), yaml.safe_load(path.read_text()))
+    return keys
+
+
+def _places(pattern: str, conf: Path) -> str:
+    """Where a config file has a line that matches: " (conf/recipe/short.yaml line 3: epoch: 5)", or ""."""
+    for path in sorted([*conf.rglob("*.yaml"), *(conf.parent / "sweeps").glob("*.yaml")]):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                if re.search(pattern, line):
+                    return f" ({path.relative_to(conf.parent)} line {number}: {line.strip()})"
+    return ""
+
+
+def _grammar(error: OverrideParseException) -> str:
+    override = error.override
+    if "=" not in override and not override.startswith("~"):
+        return f"{override} is no override, write {override}=VALUE"
+    reason = _one_line(error.message.split("\nSee https://")[0])
+    reason = re.sub(r"^Error parsing override '.*?' ", "", reason)
+    return f"{override} cannot be read ({reason}), check its brackets, commas and quotes, and quote it for the shell"
+
+
+def _missing_config(error: MissingConfigException, conf: Path) -> str:
+    if error.options is None or error.missing_cfg_file is None:
+        return _one_line(str(error).split("\nConfig search path:")[0])
+    group, _, name = error.missing_cfg_file.rpartition("/")
+    if error.missing_cfg_file.startswith(f"{SWEEP_GROUP}/"):
+        group, _, name = error.missing_cfg_file.partition("/")
+    parent = re.match(r"In '([^']*)'", str(error))
+    place = f" in {_file(parent[1], conf)}" if parent and parent[1] not in ("config", "hydra/config") else ""
+    plus = "+" if group == SWEEP_GROUP else ""
+    return _hint(f"{plus}{group}={name}{place} is unknown", name, error.options)
+
+
+def _composition(error: CompactHydraException, conf: Path) -> str:
+    """A ConfigCompositionException; only its text says which of a dozen mistakes it is."""
+    text = str(error)
+    cause = error.__cause__ or error.__context__
+    override = re.search(r"use \+(.*)", text)
+    if found := re.match(r"Could not override '(.*)'\.\nTo append to your config", text):
+        line = override[1] if override else found[1]
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError | ConfigTypeError):
+            return _unknown_key(f"{line}: ", cause, conf)
+        return f"{line}: there is no key {found[1]}"
+    if found := re.match(r"Could not override '(.*)'\. No match in the defaults list", text):
+        line = override[1] if override else found[1]
+        return f"{line}: nothing is chosen from {found[1]} yet, write +{line}"
+    if found := re.match(r"Could not (?:delete from config\. |delete )'(.*)'", text):
+        key = found[1].partition("=")[0]
+        return _hint(f"~{found[1]}: there is no key {key}", key, {*_known_keys(conf), *_groups(conf)})
+    if found := re.search(r"An item is already at '(.*)'", text):
+        return f"+{found[1]} is not new, write {found[1]}=VALUE without the plus sign"
+    if found := re.match(r"Multiple values for (.*?)\.(?: |$)|(.*) appears more than once in the final defaults", text):
+        group = found[1] or found[2]
+        return f"{group} is chosen twice, write {group}=NAME without a plus (or `override /{group}` in a defaults list)"
+    if found := re.match(r"force-add of config groups is not supported: '\+\+(.*)'", text):
+        return f"++{found[1]} is no choice from a group, write {found[1]}"
+    if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        key, _, values = found[1].partition("=")
+        return f"{found[1]} names several values, add -m for one arm each (or write {key}=[{values}] for one list)"
+    if found := re.match(r"You must specify '(.*?)'", text):
+        options = [line.strip() for line in text.split("Available options:")[-1].splitlines() if line.strip()]
+        return _hint(f"{found[1]} must be chosen", "", options)
+    if found := re.match(r"In '(.*?)': \w+ raised while composing config", text):
+        if isinstance(cause, OmegaConfBaseException) and (told := _value(cause, conf)):
+            return f"{_file(found[1], conf)}: {told}"
+    if found := re.match(r"Error merging override (.*)", text):
+        if isinstance(cause, OmegaConfBaseException) and (told := _value(cause, conf)):
+            return told if str(cause.full_key) in told else f"{found[1]}: {told}"
+    if not text and isinstance(cause, OmegaConfBaseException) and (told := _value(cause, conf)):
+        return told
+    return _one_line(text) or _one_line(str(cause))
+
+
+def _value(error: OmegaConfBaseException, conf: Path) -> str | None:
+    """An error of OmegaConf itself: a value that does not fit, is missing, or points to nothing."""
+    message = _one_line(str(error.msg or error).split("\n    full_key:")[0])
+    key = str(error.full_key or error.key or "")
+    match error:
+        case MissingMandatoryValue():
+            key = key or message.removeprefix("Missing mandatory value: ")
+            return f"{key} has no value, give one as {key}=VALUE"
+        case InterpolationKeyError():
+            found = re.search(r"Interpolation key '(.*)' not found", message)
+            target = found[1] if found else ""
+            place = _places(r"\$\{" + re.escape(target) + r"\}", conf) if target else ""
+            at = f"{key}=" if key else ""
+            problem = f"{at}${{{target}}} points to a key that does not exist{place}"
+            return _hint(problem, target, _known_keys(conf))
+        case InterpolationResolutionError() | GrammarParseError():
+            return f"{key}: {message}" if key else message
+        case ValidationError():
+            expected = re.sub(r"^Value '.*' of type '.*' could not be converted to ", "it should be of type ", message)
+            expected = re.sub(r"^Incompatible value 'None' for field of type", "it should be of type", expected)
+            value = "null" if error.value is None else error.value
+            return f"{key}={value} does not fit, {expected}" if key else message
+        case ConfigKeyError() if " not in '" in message:
+            # The schema has no such key. A look-up of our own that fails says "is not in struct" and is a bug.
+            leaf = re.escape(key.rpartition(".")[2])
+            return _unknown_key("", error, conf, _places(rf"^\s*['\"]?{leaf}['\"]?\s*:", conf))
+    return None
+
+
+def _unknown_key(prefix: str, error: OmegaConfBaseException, conf: Path, place: str = "") -> str:
+    """There is no such key; the choices are the keys beside it, and the groups if it stands at the top."""
+    key = str(error.full_key)
+    parent, _, leaf = key.rpartition(".")
+    node: Any = error.parent_node
+    choices = {str(name) for name in node} - {"hydra"} if isinstance(node, DictConfig) and node else set()
+    choices |= set() if parent else set(_groups(conf))
+    return _hint(f"{prefix}there is no key {leaf}{f' in {parent}' if parent else ''}{place}", leaf, choices)
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Whether Hydra's own code raised it: then it is about what the user asked Hydra for."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hydra.")
