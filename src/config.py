@@ -1,0 +1,157 @@
+"""The schema of a study, and the way from composed YAML to plain, checked values.
+
+Each room owns the frozen dataclass of its own options; `Study` only puts them together. Hydra composes `conf/` freely
+and this module then holds the result against the schema, so that a misspelt key in a file is found as well as one on
+the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.data.options import DataOptions
+from src.launch.options import LaunchOptions
+from src.networks.table import Network
+from src.scaling.rules import Rule
+from src.tracking.options import TrackingOptions
+from src.training.options import HardwareOptions, Recipe
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One arm of a study, fully resolved: everything that decides what is trained and where it is written."""
+
+    study: str
+    outputs: str
+    seed: int
+    budget: float
+    cam_pictures: int
+    dry_run: bool
+    scaling: Rule
+    network: Network
+    data: DataOptions
+    recipe: Recipe
+    hardware: HardwareOptions
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    launcher: LaunchOptions = field(default_factory=LaunchOptions)
+
+    def __post_init__(self) -> None:
+        for key, name in (("study", self.study), ("scaling.name", self.scaling.name)):
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"{key}={name!r} must be a plain name, since a folder is called after it:"
+                    " letters, digits, '.', '_' and '-'"
+                )
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed={self.seed} must lie in [0, {2**31})")
+        if self.cam_pictures < 0:
+            raise ValueError(f"cam_pictures={self.cam_pictures} must not be negative; 0 writes no activation maps")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the study."""
+        return Path(self.outputs) / self.study
+
+
+def parse(config: DictConfig) -> Study:
+    """Check a composed config against the schema and turn it into plain values.
+
+    Raises:
+        ValueError: an unknown key, a wrong type, a missing or an impossible value; one sentence naming key, value and
+            fix.
+        omegaconf.errors.OmegaConfBaseException: the same, found by OmegaConf; `src.messages` turns it into a sentence.
+    """
+    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    merged = OmegaConf.merge(OmegaConf.structured(_mutable(Study)), task)
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ValueError(f"{missing[0]} has no value; give it on the command line, such as {missing[0]}=...")
+    study = _construct(Study, OmegaConf.to_container(merged, resolve=True))
+    assert isinstance(study, Study)
+    return study
+
+
+def read(path: Path) -> Study:
+    """The study of an arm's `config.yaml`."""
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    return parse(config)
+
+
+def write(study: Study, path: Path) -> None:
+    """Write the resolved config of one arm."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_mapping(study))))
+
+
+def to_mapping(study: Study) -> dict[str, Any]:
+    """The study as nested plain values."""
+    mapping = json.loads(json.dumps(dataclasses.asdict(study)))
+    assert isinstance(mapping, dict)
+    return mapping
+
+
+def identity(study: Study, facts: Any) -> str:
+    """SHA-256 of what decides an arm's result: the resolved config without paths, devices, logging and launching, and
+    what the data turned out to be. Equal hashes mean one arm; the base has one identity at every budget, since it
+    spends none."""
+    mapping = to_mapping(study)
+    for key in ("study", "outputs", "dry_run", "tracking", "launcher", "cam_pictures"):
+        del mapping[key]
+    for key in ("threads", "devices", "name"):
+        del mapping["hardware"][key]
+    data = mapping["data"]
+    data["root"] = Path(data["root"]).name if data["root"] else None
+    for key in ("cache", "download", "workers", "memory_limit"):
+        del data[key]
+    if not study.scaling.scales:
+        mapping["budget"] = 1.0
+    mapping["facts"] = dataclasses.asdict(facts)
+    return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _mutable(frozen: type) -> Any:
+    """The same dataclass without `frozen` and without checks: OmegaConf cannot merge values into a frozen schema."""
+    hints = typing.get_type_hints(frozen)
+    fields = []
+    for f in dataclasses.fields(frozen):
+        default: Any = dataclasses.field(default=f.default, default_factory=f.default_factory)
+        kind = hints[f.name]
+        if dataclasses.is_dataclass(kind):
+            kind = _mutable(typing.cast(type, kind))
+            if f.default_factory is not dataclasses.MISSING:
+                default = dataclasses.field(default_factory=kind)
+        elif typing.get_origin(kind) is tuple:
+            (element, _) = typing.get_args(kind)
+            kind = types.GenericAlias(list, (_mutable(element),))
+        fields.append((f.name, kind, default))
+    fields.sort(key=lambda entry: _has_default(entry[2]))
+    return dataclasses.make_dataclass(frozen.__name__, fields)
+
+
+def _has_default(f: Any) -> bool:
+    return f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+
+
+def _construct(kind: Any, value: Any) -> Any:
+    """Build frozen dataclasses from nested plain values; their own checks run here."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _construct(hints[name], entry) for name, entry in value.items()})
+    if typing.get_origin(kind) is tuple:
+        (element, _) = typing.get_args(kind)
+        return tuple(_construct(element, entry) for entry in value)
+    return value
