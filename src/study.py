@@ -22,7 +22,7 @@ from src.launch.processes import ArmJob, exit_code, finished, run_jobs
 from src.launch.progress import make_display
 from src.messages import mistakes
 from src.record import METRICS
-from src.report.write import render, write_report
+from src.report.write import make_console, render, write_report
 from src.scaling.solve import Base, ScaledNetwork, solve, spread
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +105,7 @@ def run_all(configs: list[DictConfig]) -> list[int]:
     with mistakes(CONF):
         studies = [config.parse(composed) for composed in configs]
         arms = plan_all(studies)
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     show_plan(arms, console)
     if any(study.dry_run for study in studies):
         console.print("dry_run=true: nothing was trained")
@@ -145,7 +145,7 @@ def _compare(folder: Path) -> None:
     except ValueError as nothing:
         print(f"no comparison: {nothing}", file=sys.stderr)
     else:
-        render(report, Console())
+        render(report, make_console())
 
 
 def show_plan(arms: Sequence[Arm], console: Console) -> None:

@@ -6,9 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from src.report.write import render, write_report
+from src.report.write import make_console, render, write_report
 
 HELP = """\
 Reads record.json, status.json, history.csv and cam.npz of every arm in PATH (nothing is trained, nothing is loaded on a
@@ -38,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = write_report(path)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    render(report, Console())
+    render(report, make_console())
     return 0
 
 

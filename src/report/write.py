@@ -97,6 +97,12 @@ def write_report(study_folder: Path, claims: Sequence[Claim] = (PRIMARY,)) -> Re
     return report
 
 
+def make_console(*, stderr: bool = False) -> Console:
+    """A terminal's own width; a log or a pipe has none, and 120 columns keep every table in one piece there."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=120)
+
+
 def render(report: Report, console: Console) -> None:
     """Print the comparison, what it allows to be said, what is missing, and where everything was written."""
     console.print()

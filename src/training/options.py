@@ -23,7 +23,7 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _check_range(key: str, value: float, low: float, high: float, why: str) -> None:
     if not low <= value <= high:
-        raise ValueError(f"{key}={value:g} must lie in [{low:g}, {high:g}]: {why}")
+        raise ValueError(f"{key}={value} must lie in [{low:g}, {high:g}]: {why}")
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,11 @@ class Recipe:
         if self.batch_size < 2:
             raise ValueError(f"recipe.batch_size={self.batch_size} must be at least 2: batch norm needs two pictures")
         if not 0.0 < self.learning_rate < float("inf"):
-            raise ValueError(f"recipe.learning_rate={self.learning_rate:g} must be above 0, or nothing is learnt")
-        if self.weight_decay < 0.0:
-            raise ValueError(f"recipe.weight_decay={self.weight_decay:g} must not be negative")
+            raise ValueError(
+                f"recipe.learning_rate={self.learning_rate} must be finite and above 0, or nothing is learnt"
+            )
+        if not 0.0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"recipe.weight_decay={self.weight_decay} must be finite and not negative")
         _check_range("recipe.warmup", self.warmup, 0.0, LARGEST_WARMUP, "a longer warm-up eats the run (guard G5)")
         _check_range(
             "recipe.final_learning_rate",

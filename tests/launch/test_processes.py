@@ -208,7 +208,10 @@ def test_environment_of_an_arm(tmp_path: Path, record: Path, monkeypatch: pytest
 
 def test_slot_environments() -> None:
     options = LaunchOptions(jobs=2)
-    assert slot_environments(options, {"OMP_NUM_THREADS": "5"}) == [{"OMP_NUM_THREADS": "5"}] * 2
+    assert (
+        slot_environments(options, {"OMP_NUM_THREADS": "5", "GOMP_SPINCOUNT": "7"})
+        == [{"OMP_NUM_THREADS": "5", "GOMP_SPINCOUNT": "7"}] * 2
+    )
     assert "CUDA_VISIBLE_DEVICES" not in slot_environments(options, {"CUDA_VISIBLE_DEVICES": "0"})[0]
     for listed in ("", "-1", "0,-1,1"):
         with pytest.raises(ValueError, match=r"jobs=2 .*gpus_per_job=1 .*use launcher.jobs=1"):
