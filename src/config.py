@@ -75,6 +75,7 @@ def parse(config: DictConfig) -> Study:
         omegaconf.errors.OmegaConfBaseException: the same, found by OmegaConf; `src.messages` turns it into a sentence.
     """
     task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    _check_shape(Study, OmegaConf.to_container(task), "")
     merged = OmegaConf.merge(OmegaConf.structured(_mutable(Study)), task)
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
@@ -140,6 +141,28 @@ def _mutable(frozen: type) -> Any:
         fields.append((f.name, kind, default))
     fields.sort(key=lambda entry: _has_default(entry[2]))
     return dataclasses.make_dataclass(frozen.__name__, fields)
+
+
+def _check_shape(kind: Any, value: Any, key: str) -> None:
+    """Refuse a value or a list where a block of keys belongs, and the reverse: OmegaConf would not say at which key.
+
+    Raises:
+        ValueError: names key and value.
+    """
+    if value is None or (isinstance(value, str) and ("${" in value or value == "???")):
+        return
+    if dataclasses.is_dataclass(kind):
+        names = [f.name for f in dataclasses.fields(kind)]
+        if not isinstance(value, dict):
+            raise ValueError(f"{key}={value!r} should be a block of keys: {', '.join(names)}")
+        types = typing.get_type_hints(kind)
+        for name in names:
+            _check_shape(types[name], value.get(name), f"{key}.{name}" if key else name)
+    elif typing.get_origin(kind) in (list, tuple):
+        if not isinstance(value, list):
+            raise ValueError(f"{key}={value!r} should be a list")
+        for number, entry in enumerate(value):
+            _check_shape(typing.get_args(kind)[0], entry, f"{key}[{number}]")
 
 
 def _has_default(f: Any) -> bool:

@@ -153,9 +153,14 @@ class RunRecord:
         return cls(**values)
 
     def write(self, folder: Path) -> Path:
-        """Write `record.json` into `folder` so that a reader never sees half a file."""
+        """Write `record.json` into `folder` so that a reader never sees half a file.
+
+        Raises:
+            ValueError: a field is of the wrong type or not finite, so that the file could not be read again.
+        """
         path = folder / RECORD_FILE
-        write_atomically(path, json.dumps(self.to_mapping(), indent=1) + "\n")
+        checked = self.from_mapping(self.to_mapping())
+        write_atomically(path, json.dumps(checked.to_mapping(), indent=1) + "\n")
         return path
 
     @classmethod

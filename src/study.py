@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import subprocess
@@ -24,9 +25,15 @@ from src.messages import mistakes
 from src.record import METRICS
 from src.report.write import make_console, render, write_report
 from src.scaling.solve import Base, ScaledNetwork, solve, spread
+from src.tracking.wandb_run import granted_mode
+from src.training.hardware import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+
+# A sweep asks for the same data and the same network once for every arm or seed.
+_facts = functools.cache(data_facts)
+_solve = functools.cache(solve)
 
 LARGEST_SPREAD = 0.01  # realised MACs of the arms of one budget, largest over smallest minus one
 
@@ -68,9 +75,9 @@ def plan(study: Study) -> Arm:
     Raises:
         ValueError: the data cannot be found, or the budget cannot be met.
     """
-    facts = data_facts(study.data)
+    facts = _facts(study.data)
     base = Base(study.network, len(facts.class_names))
-    scaled = solve(base, study.scaling, study.budget)
+    scaled = _solve(base, study.scaling, study.budget)
     return Arm(study, facts, scaled, config.identity(study, facts))
 
 
@@ -106,11 +113,13 @@ def run_all(configs: list[DictConfig]) -> list[int]:
         studies = [config.parse(composed) for composed in configs]
         arms = plan_all(studies)
     console = make_console(stderr=True)
+    dry_run = any(study.dry_run for study in studies)
+    if not dry_run:
+        _check_surroundings(studies)
     show_plan(arms, console)
-    if any(study.dry_run for study in studies):
+    if dry_run:
         console.print("dry_run=true: nothing was trained")
         return [0] * len(configs)
-    _ask_for_known_hardware(studies)
     jobs = [_job(arm) for arm in arms]
     launcher = studies[0].launcher
     with mistakes(CONF), make_display(launcher.progress, launcher.jobs) as display:
@@ -120,13 +129,12 @@ def run_all(configs: list[DictConfig]) -> list[int]:
     return [exit_code(outcomes)] * len(configs)
 
 
-def _ask_for_known_hardware(studies: Sequence[Study]) -> None:
-    """Refuse hardware this machine does not have before the first process starts."""
-    from src.training.hardware import resolve
-
+def _check_surroundings(studies: Sequence[Study]) -> None:
+    """Refuse hardware this machine does not have, and W&B online without a key, before the first process starts."""
     with mistakes(CONF):
-        for hardware in dict.fromkeys(study.hardware for study in studies):
-            resolve(hardware)
+        for study in studies:
+            resolve(study.hardware)
+            granted_mode(study.tracking)
 
 
 def _job(arm: Arm) -> ArmJob:

@@ -150,9 +150,6 @@ class StudySweeper(Sweeper):
         jobs = [list(job) for job in itertools.product(*map(_variants, {**params, **given}.values()))]
         if not isinstance(self.launcher, StudyLauncher):
             self.validate_batch_is_legal(jobs)  # StudyLauncher composes every job before it starts the first
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
         returns = self.launcher.launch(jobs, initial_job_idx=0)
         for job in returns:
             _ = job.return_value  # raises what a job run inside this process has raised

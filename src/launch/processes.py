@@ -38,8 +38,8 @@ DONE = (FINISHED, SKIPPED)
 # A scheduler's or an outer launcher's rank variables would make every arm believe it is one rank of a larger job.
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
-# How long libgomp's threads spin before they sleep. By default they spin for ever, which costs a factor of 3 to 30 as soon
-# as somebody else uses a core (measured, docs/log.md); on an idle machine the difference is within noise.
+# How long libgomp's threads spin before they sleep. By default they spin for ever, which costs a factor of 3 to 30 as
+# soon as somebody else uses a core (measured, docs/log.md); on an idle machine the difference is within noise.
 SPIN_COUNT = "1000"
 
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL

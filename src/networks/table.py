@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 
 SMALLEST_FINAL_MAP = 4  # cells a side: below it activation maps say nothing and depthwise kernels see mostly padding
@@ -29,6 +30,11 @@ def _check_positive(owner: str, **values: int) -> None:
             raise ValueError(f"{owner}.{key}={value} must be at least 1")
 
 
+def _check_odd(owner: str, kernel: int) -> None:
+    if kernel % 2 == 0:
+        raise ValueError(f"{owner}.kernel={kernel} must be odd, so that padding keeps maps centred")
+
+
 @dataclass(frozen=True)
 class Stem:
     """The first convolution: `kernel` x `kernel`, RGB to `channels`, with batch norm and activation."""
@@ -39,6 +45,7 @@ class Stem:
 
     def __post_init__(self) -> None:
         _check_positive("network.stem", channels=self.channels, stride=self.stride, kernel=self.kernel)
+        _check_odd("network.stem", self.kernel)
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,7 @@ class Stage:
             channels=self.channels,
             repeats=self.repeats,
         )
-        if self.kernel % 2 == 0:
-            raise ValueError(f"network.stages.kernel={self.kernel} must be odd, so that padding keeps maps centred")
+        _check_odd("network.stages", self.kernel)
         if not 0.0 <= self.se_ratio <= 1.0:
             raise ValueError(f"network.stages.se_ratio={self.se_ratio} must lie in [0, 1]")
 
@@ -82,8 +88,8 @@ class Norm:
     momentum: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.eps <= 0.0:
-            raise ValueError(f"network.norm.eps={self.eps} must be positive")
+        if not 0.0 < self.eps < math.inf:
+            raise ValueError(f"network.norm.eps={self.eps} must be positive and finite, such as 0.001")
         if not 0.0 < self.momentum <= 1.0:
             raise ValueError(f"network.norm.momentum={self.momentum} must lie in (0, 1]")
 

@@ -119,7 +119,9 @@ def render(report: Report, console: Console) -> None:
     said = {reason for s in report.sentences if isinstance(s, NotAssessable) for reason in s.reasons}
     _print_list(console, "Warnings", [*(str(f) for f in report.findings if f not in said), *report.remarks])
     _print_list(console, "Not finished", _unfinished(report))
-    _print_list(console, "Written", [str(path) for path in report.files])
+    console.print(Text("\nWritten", style="bold"))
+    for path in report.files:
+        console.print(f"  {path}", soft_wrap=True, highlight=False, markup=False)  # in one piece, to be copied
 
 
 def to_mapping(report: Report) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import math
 
 from src.networks.table import Network
 
-# Below this, ceil(d * n) would be decided by the last bit of a float: 3 * 3.6666667 must not become 12 blocks.
-_FLOAT_SLACK = 1e-6
+# Only the last bits of a float are forgiven: 10 * 1.1 is 11 blocks, while 3 * 3.666667 is 12, as in the released code.
+_FLOAT_SLACK = 1e-9
 
 
 def round_channels(channels: int, width: float, divisor: int) -> int:

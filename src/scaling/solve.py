@@ -27,7 +27,7 @@ from src.scaling.rounding import round_channels
 from src.scaling.rules import DEPTH_ONLY, RESOLUTION_ONLY, WIDTH_ONLY, Factors, Rule
 
 TOLERANCE = 0.005  # realised MACs of an arm against the common target; two arms are then within 1 % of each other
-SNAP_WINDOW = 0.10  # how far the common target may lie from the asked multiple
+SNAP_WINDOW = 0.05  # how far the common target may lie from the asked multiple
 _SEARCH = 0.25  # half-width of the searched neighbourhood around the nominal factors, in log units
 _SHORTLIST = 32  # candidates whose exact shares are computed
 

@@ -153,7 +153,7 @@ def fit(
     seconds = time.perf_counter() - started
     if trainer.global_step != steps:
         raise RuntimeError(f"the run took {trainer.global_step} optimizer steps, its schedule {steps}")
-    if averaging and (averaging.updates == 0 or liveness.distance == 0.0):
+    if averaging and not (averaging.moved and liveness.distance > 0.0):
         raise RuntimeError(
             f"weight averaging was asked for but did not act: {averaging.updates} updates, distance {liveness.distance}"
         )

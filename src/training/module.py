@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -88,8 +89,9 @@ class Classifier(pl.LightningModule):
     def _observe(self, split: str, logits: Tensor, labels: Tensor) -> None:
         """Add a batch to the epoch's means; stays on the device, so a step never waits for the host."""
         logits = logits.float()
-        self._mean(split, "loss").update(F.cross_entropy(logits, labels), weight=len(labels))
-        self._mean(split, "accuracy").update((logits.argmax(1) == labels).float().mean(), weight=len(labels))
+        # One value a picture: with nan_strategy="disable", torchmetrics 1.9 forgets the weights of unequal batches.
+        self._mean(split, "loss").update(F.cross_entropy(logits, labels, reduction="none"))
+        self._mean(split, "accuracy").update((logits.argmax(1) == labels).float())
 
     def _mean(self, split: str, name: str) -> MeanMetric:
         metric = self._means[f"{split}_{name}"]
@@ -112,17 +114,19 @@ class Classifier(pl.LightningModule):
         """Runs after the epoch's validation: closes the row of this epoch.
 
         Raises:
-            FloatingPointError: the training loss is no longer finite.
+            FloatingPointError: the training or the validation loss is no longer finite.
         """
         values = {key: float(metric.compute()) for key, metric in self._means.items() if isinstance(metric, MeanMetric)}
         for metric in self._means.values():
             assert isinstance(metric, MeanMetric)
             metric.reset()
-        if not torch.isfinite(torch.tensor(values["train_loss"])):
-            raise FloatingPointError(
-                f"the training loss is {values['train_loss']} in epoch {self.current_epoch + 1}: training diverged;"
-                " lower recipe.learning_rate"
-            )
+        for split, name in (("train", "training"), ("val", "validation")):
+            loss = values[f"{split}_loss"]
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the {name} loss is {loss} in epoch {self.current_epoch + 1}: training diverged;"
+                    " lower recipe.learning_rate"
+                )
         seconds = self._last_batch_ended - self._epoch_started
         row = EpochRow(
             epoch=self.current_epoch + 1,
@@ -136,7 +140,6 @@ class Classifier(pl.LightningModule):
         self.log("train/accuracy", row.train_accuracy)
         self.log("train/learning_rate", row.learning_rate)
         self.log("speed/images_per_second", row.images_per_second)
-        self.log("epoch", float(row.epoch))
 
     @property
     def images_per_second(self) -> float:

@@ -1,0 +1,192 @@
+"""The real command in real processes: what a user starts, what it leaves behind, and what it says if something is
+wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.cam.panel import load_cam
+from src.record import VOLATILE_FIELDS, RunRecord
+
+ROOT = Path(__file__).resolve().parent.parent
+ARMS = ["base", "depth", "width", "resolution", "compound"]
+TINY = ["recipe.epochs=1", "data.clutter.train=128", "data.clutter.val=40", "data.clutter.test=40", "cam_pictures=2"]
+
+
+def run(
+    *arguments: str, outputs: Path, module: str = "src.run", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Start the command with its own outputs folder, no W&B account and nobody to answer a prompt."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
+    elsewhere = outputs.parent / "home"
+    home = {"HOME": str(elsewhere), "WANDB_API_KEY": "", "NETRC": str(elsewhere / "no-netrc")}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments, *([f"outputs={outputs}"] if module == "src.run" else [])],
+        cwd=ROOT,
+        env={**keep, **home, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The smoke study, run once: every arm, one epoch, W&B offline."""
+    outputs = tmp_path_factory.mktemp("smoke")
+    done = run("-m", "+sweep=smoke", outputs=outputs)
+    assert done.returncode == 0, done.stderr
+    return outputs / "smoke", done
+
+
+def records(study: Path) -> dict[str, RunRecord]:
+    """Records of a study by arm."""
+    return {record.arm: record for record in map(RunRecord.read, sorted(study.glob("*/record.json")))}
+
+
+def test_smoke_every_arm_leaves_a_checked_record(smoke: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    found = records(smoke[0])
+    assert sorted(found) == sorted(ARMS)
+    scaled = [record for arm, record in found.items() if arm != "base"]
+    assert max(r.macs for r in scaled) / min(r.macs for r in scaled) < 1.01
+    assert all(abs(r.macs / r.base_macs - 2.0) < 0.03 for r in scaled)
+    assert found["base"].macs == found["base"].base_macs == found["depth"].base_macs
+    for record in found.values():
+        assert record.status == "finished" and record.test_openings == 1 and record.epochs == 1
+        assert record.ema_updates == record.steps == 5 and record.ema_distance > 0
+        assert (record.device, record.precision) == (record.device, "32-true") or record.device != "cpu"
+        assert record.data_fingerprint == found["base"].data_fingerprint
+        assert record.wandb_mode == "offline" and record.wandb_id
+        assert 0 <= record.test_accuracy <= 1 and record.code_revision
+    assert len({r.architecture_sha256 for r in found.values()}) == 4  # resolution changes no weight
+    assert found["resolution"].architecture_sha256 == found["base"].architecture_sha256
+    assert found["resolution"].resolution > found["base"].resolution == found["depth"].resolution
+
+
+def test_smoke_files_agree_with_the_records(smoke: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    study = smoke[0]
+    shown = set()
+    for path in sorted(study.glob("*/record.json")):
+        record, folder = RunRecord.read(path), path.parent
+        stored = np.load(folder / "predictions.npz")
+        for split in ("val", "test"):
+            hits = stored[f"{split}_logits"].argmax(1) == stored[f"{split}_labels"]
+            assert hits.mean() == pytest.approx(getattr(record, f"{split}_accuracy"), abs=1e-12)
+        with (folder / "history.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 1 and float(rows[0]["val_accuracy"]) == pytest.approx(record.val_accuracy, abs=1e-6)
+        cam = load_cam(folder / "cam.npz")
+        assert cam.images.shape[1] == record.resolution
+        shown.add(tuple(cam.indices.tolist()))
+        assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert len(shown) == 1  # the same pictures in every arm
+    for name in ("accuracy_vs_macs.png", "learning_curves.png", "cam_grid.png"):
+        pixels = np.asarray(Image.open(study / name).convert("L"))
+        assert pixels.min() < 100 < pixels.max()
+    summary = json.loads((study / "summary.json").read_text())
+    assert {s["outcome"] for s in summary["sentences"]} == {"not assessable"}
+    assert "one seed" in (study / "summary.md").read_text()
+
+
+def test_smoke_output_is_readable(smoke: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    study, done = smoke
+    assert len(done.stderr.splitlines()) < 60 and "[5/5]" in done.stderr
+    assert str(study / "summary.md") in done.stdout and "one seed" in done.stdout
+    consoles = [path.read_text() for path in study.glob("*/console.log")]
+    assert len(consoles) == 5 and all("Traceback" not in text and len(text.splitlines()) < 12 for text in consoles)
+
+
+def test_the_same_command_again_skips_what_is_finished(
+    smoke: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    study = smoke[0]
+    before = {path: path.read_bytes() for path in study.glob("*/record.json")}
+    done = run("-m", "+sweep=smoke", outputs=study.parent)
+    assert done.returncode == 0, done.stderr
+    assert before == {path: path.read_bytes() for path in study.glob("*/record.json")}
+    assert done.stderr.count("skipped") >= 5
+
+
+def test_report_alone_rebuilds_the_comparison(smoke: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    study = smoke[0]
+    before = (study / "summary.json").read_bytes()
+    (study / "summary.json").unlink()
+    done = run(str(study), outputs=study.parent, module="src.report")
+    assert done.returncode == 0, done.stderr
+    assert (study / "summary.json").read_bytes() == before
+
+
+def test_one_command_twice_gives_identical_records(tmp_path: Path) -> None:
+    command = ("scaling=compound", "seed=3", "tracking=none", *TINY)
+    assert run(*command, "study=one", outputs=tmp_path).returncode == 0
+    assert run(*command, "study=two", outputs=tmp_path).returncode == 0
+    one, two = (records(tmp_path / name)["compound"].to_mapping() for name in ("one", "two"))
+    differing = {key for key in one if one[key] != two[key]}
+    assert differing <= VOLATILE_FIELDS, differing - VOLATILE_FIELDS
+
+
+def test_a_failing_arm_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    """A learning rate of 1e30 really diverges: training itself raises, in the arm's own process."""
+    done = run(
+        "-m", "scaling=base", "recipe.learning_rate=1e30,1e-3", "study=broken", "tracking=none", *TINY, outputs=tmp_path
+    )
+    assert done.returncode == 1, done.stderr
+    assert "training diverged" in done.stderr and "console.log" in done.stderr
+    states = [json.loads(p.read_text())["state"] for p in sorted((tmp_path / "broken").glob("*/status.json"))]
+    assert sorted(states) == ["failed", "finished"]
+    assert "failed" in (tmp_path / "broken" / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("scaling=dpeth",), ("scaling=dpeth", "depth")),
+        (("-m", "scaling=depth,widht"), ("scaling=widht", "width")),
+        (("recipe.epoch=3",), ("recipe.epoch", "epochs")),
+        (("+recipe.epoch=3",), ("epoch", "epochs")),
+        (("budget=two",), ("budget=two", "Float")),
+        (("budget=0",), ("budget=0", "positive")),
+        (("budget=1.7",), ("budget=1.7", "nearest budget")),
+        (("recipe.warmup=0.4",), ("recipe.warmup=0.4", "0.1")),
+        (("recipe.optimizer=adm",), ("recipe.optimizer='adm'", "adamw")),
+        (("hardware=gpu",), ("hardware.accelerator='gpu'", "hardware=cpu")),
+        (("network.resolution=16",), ("2x2", "network.resolution=25")),
+        (("data=folder",), ("data.root", "train/")),
+        (("data=folder", "data.root=no/such/folder"), ("no/such/folder",)),
+        (("+sweep=axis",), ("axis", "axes")),
+        (("study=../elsewhere",), ("study=", "plain name")),
+        (("tracking.mode=ofline",), ("tracking.mode='ofline'", "offline")),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(
+    arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = run(*arguments, outputs=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
+    assert all(part in done.stderr for part in parts), done.stderr
+    assert not any(tmp_path.iterdir()), "nothing may be written"
+
+
+def test_dry_run_shows_the_arms_and_writes_nothing(tmp_path: Path) -> None:
+    done = run("-m", f"scaling={','.join(ARMS)}", "budget=4", "dry_run=true", outputs=tmp_path)
+    assert done.returncode == 0 and all(arm in done.stderr for arm in ARMS)
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_explains_the_groups(tmp_path: Path) -> None:
+    done = run("--help", outputs=tmp_path)
+    assert done.returncode == 0
+    for expected in ("Examples:", "scaling: base, compound, depth", "sweep: axes, smoke", "Exit codes"):
+        assert expected in done.stdout
