@@ -1,0 +1,90 @@
+"""Named studies: every file composes, says what it is for, and means what its W&B twin means."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from src.config import Study, identity, parse
+from src.data.sources import facts
+from src.launch.hydra_launcher import register
+from src.study import plan_all, spread
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMED = sorted((ROOT / "sweeps").glob("*.yaml"))
+WANDB = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
+HEADINGS = ("Question:", "Command:", "Time:", "Source:")
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config that the command line would give."""
+    register(lambda configs: [0] * len(configs), ROOT / "sweeps")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def studies(*overrides: str, axes: dict[str, list[Any]]) -> list[Study]:
+    """One study for each point of the product of `axes`."""
+    points = itertools.product(*axes.values())
+    return [
+        parse(composed(*overrides, *(f"{key}={value}" for key, value in zip(axes, p, strict=True)))) for p in points
+    ]
+
+
+def swept(name: str) -> dict[str, list[Any]]:
+    """What a named study sweeps over."""
+    params = composed(f"+sweep={name}").hydra.sweeper.params
+    return {str(key): str(value).split(",") for key, value in params.items()}
+
+
+@pytest.mark.parametrize("path", [*NAMED, *WANDB], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_study_says_what_it_asks_how_to_run_it_how_long_it_takes_and_where_it_comes_from(path: Path) -> None:
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert all(heading in head for heading in HEADINGS)
+
+
+@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.stem)
+def test_a_named_study_composes_solves_and_is_matched(path: Path) -> None:
+    arms = plan_all(studies(f"+sweep={path.stem}", axes=swept(path.stem)))
+    assert {arm.study.study for arm in arms} == {path.stem}
+    assert spread([arm.scaled for arm in arms if arm.study.scaling.scales]) <= 0.01
+    assert f"+sweep={path.stem}" in path.read_text()
+
+
+def test_axes_holds_all_five_arms_with_three_seeds() -> None:
+    assert swept("axes") == {"scaling": ["base", "depth", "width", "resolution", "compound"], "seed": ["0", "1", "2"]}
+
+
+@pytest.mark.parametrize("path", WANDB, ids=lambda path: path.stem)
+def test_a_wandb_sweep_trains_the_arms_of_its_twin(path: Path) -> None:
+    sweep = yaml.safe_load(path.read_text())
+    module, *fixed = [part for part in sweep["command"] if not part.startswith(("${", "-"))]
+    assert module == "src.run" and sweep["command"][-1] == "${args_no_hyphens}"
+    axes = {key: entry["values"] for key, entry in sweep["parameters"].items()}
+    handed_out = {identity(study, facts(study.data)) for study in studies(*fixed, axes=axes)}
+    twin = {identity(s, facts(s.data)) for s in studies(f"+sweep={path.stem}", axes=swept(path.stem))}
+    assert handed_out == twin
+
+
+def test_the_command_line_beats_a_named_study() -> None:
+    study = parse(composed("+sweep=smoke", "recipe.epochs=3", "study=mine"))
+    assert (study.recipe.epochs, study.study) == (3, "mine")
+
+
+def test_a_base_asked_for_at_two_budgets_is_one_arm() -> None:
+    arms = plan_all(studies(axes={"scaling": ["base", "depth"], "budget": [2, 4]}))
+    assert sorted((arm.scaled.arm, arm.scaled.budget) for arm in arms) == [("base", 1), ("depth", 2), ("depth", 4)]
+
+
+def test_every_group_of_the_help_exists_and_every_option_is_named_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for group in ("scaling", "network", "data", "recipe", "hardware", "tracking"):
+        for option in (ROOT / "conf" / group).glob("*.yaml"):
+            assert re.search(rf"\b{option.stem}\b", readme), f"{group}={option.stem} is not in the README"
