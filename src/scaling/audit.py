@@ -37,7 +37,7 @@ class Audit:
 
 
 def hash_shapes(model: nn.Module) -> str:
-    """SHA-256 over the names and shapes of all parameters and buffers: two nets with one hash are one architecture."""
+    """SHA-256 over the names and shapes of all parameters and buffers. Strides are not in it: they have no weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}:{tuple(tensor.shape)};".encode())
@@ -90,14 +90,15 @@ def _one_picture(model: nn.Module, resolution: int) -> Tensor:
 def inspect_module(model: ConvNet, resolution: int) -> Audit:
     """Count a built (or trained) module by its weights and by executing it once; leaves its mode and statistics as
     they were."""
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             macs, fvcore_total = fvcore_counts(model, resolution)
             activations = hooked_activations(model, resolution)
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
     last_of_stage = [[m for m in stage.modules() if isinstance(m, nn.Conv2d)][-1] for stage in model.stages]
     stem, head = model.stem[0], model.head[0]
     assert isinstance(stem, nn.Conv2d) and isinstance(head, nn.Conv2d)

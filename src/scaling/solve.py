@@ -26,8 +26,9 @@ from src.networks.table import SMALLEST_FINAL_MAP, Network, check_final_map
 from src.scaling.rounding import round_channels
 from src.scaling.rules import DEPTH_ONLY, RESOLUTION_ONLY, WIDTH_ONLY, Factors, Rule
 
-TOLERANCE = 0.005  # realised MACs of an arm against the common target; two arms are then within 1 % of each other
+TOLERANCE = 0.00497  # realised MACs of an arm against the common target; two arms are then within 1 % of each other
 SNAP_WINDOW = 0.05  # how far the common target may lie from the asked multiple
+LARGEST_BUDGET = 1000.0  # B7 is 98 times B0; beyond this a budget is a slip, and its lattice too large to search
 _SEARCH = 0.25  # half-width of the searched neighbourhood around the nominal factors, in log units
 _SHORTLIST = 32  # candidates whose exact shares are computed
 
@@ -288,7 +289,10 @@ def _meets(base: Base, rule: Rule, target: float) -> bool:
 
 
 def _rungs(base: Base, budget: float, window: float) -> list[float]:
-    """Multiples that pure resolution scaling can realise within `window` of `budget`, wasteless lattices first."""
+    """Multiples that pure resolution scaling can realise within `window` of `budget`, wasteless lattices first.
+
+    All lie on the budget's side of 1, and so far from it that the base itself does not meet them.
+    """
     low, high = budget / (1.0 + window), budget * (1.0 + window)
     rungs: dict[float, None] = {}
     for step in _lattice_steps(base):
@@ -300,23 +304,24 @@ def _rungs(base: Base, budget: float, window: float) -> list[float]:
             if base.network.final_side(side) < SMALLEST_FINAL_MAP:
                 continue
             multiple = network_cost(base.network, side, base.classes).macs / base.cost.macs
-            if low <= multiple <= high and multiple != 1.0:
+            grows = multiple > 1.0 + 2 * TOLERANCE if budget > 1.0 else multiple < 1.0 - 2 * TOLERANCE
+            if low <= multiple <= high and grows:
                 group.append(multiple)
         for multiple in sorted(group, key=lambda m: abs(math.log(m / budget))):
             rungs[multiple] = None
     return list(rungs)
 
 
-def _common_targets(base: Base, budget: float, window: float) -> Iterator[float]:
-    """Multiples of the base's MACs near `budget` that all three pure axes meet, best first.
+def _common_targets(base: Base, rungs: Iterable[float]) -> Iterator[float]:
+    """Multiples of the base's MACs at `rungs` that all three pure axes meet, in the order of the rungs.
 
     Rungs come from the pure resolution axis, whose lattice is coarsest; a target may lie off its rung by less than the
     tolerance.
     """
-    for rung in _rungs(base, budget, window):
+    for rung in rungs:
         for offset in (0.0, -0.45, 0.45):
             multiple = rung * (1.0 + offset * TOLERANCE)
-            if all(_meets(base, rule, multiple * base.cost.macs) for rule in (DEPTH_ONLY, WIDTH_ONLY, RESOLUTION_ONLY)):
+            if all(_meets(base, rule, multiple * base.cost.macs) for rule in (RESOLUTION_ONLY, DEPTH_ONLY, WIDTH_ONLY)):
                 yield multiple
 
 
@@ -324,7 +329,7 @@ def _common_targets(base: Base, budget: float, window: float) -> Iterator[float]
 def snap_budget(base: Base, budget: float) -> float | None:
     """The multiple of the base's MACs that all arms asked for `budget` are solved to; None if the pure axes share
     none."""
-    return next(_common_targets(base, budget, SNAP_WINDOW), None)
+    return next(_common_targets(base, _rungs(base, budget, SNAP_WINDOW)), None)
 
 
 def solve(base: Base, rule: Rule, budget: float) -> ScaledNetwork:
@@ -336,6 +341,8 @@ def solve(base: Base, rule: Rule, budget: float) -> ScaledNetwork:
     """
     if not (math.isfinite(budget) and budget > 0.0):
         raise ValueError(f"budget={budget:g} must be a positive multiple of the base network's MACs, such as budget=2")
+    if budget > LARGEST_BUDGET:
+        raise ValueError(f"budget={budget:g} is more than {LARGEST_BUDGET:g} times the base network; use one such as 2")
     check_final_map(base.network, base.resolution)
     if not rule.scales:
         one = Factors(1.0, 1.0, 1.0)
@@ -367,10 +374,12 @@ def _cannot_meet(base: Base, rule: Rule, budget: float) -> str:
         f"budget={budget:g} cannot be met by scaling={rule.name} on {base.network.name} at {base.resolution} px within"
         f" {TOLERANCE:.1%}"
     )
-    near = sorted(_common_targets(base, budget, 1.0), key=lambda multiple: abs(math.log(multiple / budget)))
-    for multiple in near:
-        if _meets(base, rule, multiple * base.cost.macs):
-            return f"{head}; the nearest budget that all arms can meet is budget={multiple:.4g}"
+    nearest_first = sorted(_rungs(base, budget, 1.0), key=lambda multiple: abs(math.log(multiple / budget)))
+    for multiple in _common_targets(base, nearest_first):
+        named = float(f"{multiple:.4g}")
+        snapped = snap_budget(base, named)
+        if snapped is not None and _meets(base, rule, snapped * base.cost.macs):
+            return f"{head}; the nearest budget that all arms can meet is budget={named:g}"
     return f"{head}, and no budget near it can be met; use a network with more blocks or a smaller channel_divisor"
 
 

@@ -23,8 +23,11 @@ from src.training.schedule import rate_at
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch as history.csv and W&B show it. `train_*` are means over the epoch's batches as they were trained
-    (augmented, raw weights); `val_*` use the averaged weights; losses are cross-entropy without label smoothing."""
+    """One epoch as history.csv and W&B show it.
+
+    `train_*` are means over the epoch's batches as they were trained (augmented, raw weights); `val_*` use the averaged
+    weights; losses are cross-entropy without label smoothing; `learning_rate` is the rate after the epoch's last step.
+    """
 
     epoch: int
     train_loss: float

@@ -50,7 +50,7 @@ def test_impossible_values_are_refused_with_key_value_and_fix(values: dict[str, 
 
 def test_nested_options_are_refused_too() -> None:
     with pytest.raises(ValueError, match=r"digit_max=10 is out of range 20 to 64: nearest is 20"):
-        ClutterOptions(digit_max=10)
+        ClutterOptions(digit_min=20, digit_max=10)
     with pytest.raises(ValueError, match=r"data.augmentation.erasing=1.5"):
         AugmentationOptions(erasing=1.5)
     with pytest.raises(ValueError, match=r"data.clutter.test=3"):
