@@ -38,8 +38,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from src.choices import suggestion
 from src.launch.hydra_launcher import SWEEP_GROUP
-from src.launch.options import suggestion
 
 
 class UserMistake(SystemExit):
@@ -165,7 +165,7 @@ def _file(config: str, conf: Path) -> str:
 
 
 def _hint(problem: str, word: str, choices: Iterable[object]) -> str:
-    hint = suggestion(word, map(str, choices))
+    hint = suggestion(word, map(str, choices), least=0.5)
     return f"{problem}, {hint}" if hint else problem
 
 

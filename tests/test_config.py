@@ -274,7 +274,7 @@ def test_values_may_point_to_others(task: DictConfig) -> None:
         ("recipe__warmup", 0.2, r"recipe\.warmup=0\.2 must lie in \[0, 0\.1\]"),
         ("hardware__devices", 2, r"hardware\.devices=2"),
         ("launcher__jobs", 0, r"launcher\.jobs=0"),
-        ("tracking__mode", "offlin", r"tracking\.mode='offlin'.*'offline'"),
+        ("tracking__mode", "offlin", r"tracking\.mode='offlin'.*mean offline"),
         ("data__clutter__train", 0, r"data\.clutter\.train=0"),
         ("data__augmentation__crop_padding", 2.0, r"data\.augmentation\.crop_padding=2\.0"),
         ("scaling__exponents__depth", 0.9, r"scaling\.exponents sum to"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, field
+
+from src.choices import check_choice
 
 KINDS = ("clutter", "cifar10", "folder")
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -69,9 +70,7 @@ class DataOptions:
     clutter: ClutterOptions = field(default_factory=ClutterOptions)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            near = difflib.get_close_matches(self.kind, KINDS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"data.kind={self.kind!r} is unknown: choose from {', '.join(KINDS)} (nearest: {near})")
+        check_choice("data.kind", self.kind, KINDS)
         if not self.name.strip():
             raise ValueError(f"data.name={self.name!r} is empty: give the data a name to report it under")
         if self.kind == "folder" and not self.root:

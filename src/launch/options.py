@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Optional
 
+from src.choices import check_choice
+
 ON_FAILURE = ("continue", "stop")
 PROGRESS = ("auto", "bar", "lines", "none")
-_FEW = 12  # so many choices are listed in full
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,4 @@ class LaunchOptions:
             ("on_failure", self.on_failure, ON_FAILURE),
             ("progress", self.progress, PROGRESS),
         ):
-            if value not in choices:
-                raise ValueError(f"launcher.{key}={value} is unknown, {suggestion(value, choices)}")
-
-
-def suggestion(word: str, choices: Iterable[str]) -> str:
-    """The end of a sentence about a misspelt `word`: the nearest choice, and all of them if they are few.
-
-    Returns:
-        "did you mean X (one of X, Y)?", "choose one of X, Y", or "" if there are no choices, or many and none near.
-    """
-    names = sorted(set(choices))
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    listing = ", ".join(names) if len(names) <= _FEW else ""
-    if near:
-        return f"did you mean {near[0]} (one of {listing})?" if listing else f"did you mean {near[0]}?"
-    return f"choose one of {listing}" if listing else ""
+            check_choice(f"launcher.{key}", value, choices)

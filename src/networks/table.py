@@ -8,20 +8,15 @@ table.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass, field
+
+from src.choices import check_choice
 
 SMALLEST_FINAL_MAP = 4  # cells a side: below it activation maps say nothing and depthwise kernels see mostly padding
 
 BLOCK_KINDS = ("mbconv",)
 ACTIVATIONS = ("silu", "relu")
-
-
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        nearest = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{key}={value!r} is not known; did you mean {nearest!r}? (choices: {', '.join(choices)})")
 
 
 def _check_positive(owner: str, **values: int) -> None:
@@ -66,7 +61,7 @@ class Stage:
     se_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_choice("network.stages.block", self.block, BLOCK_KINDS)
+        check_choice("network.stages.block", self.block, BLOCK_KINDS)
         _check_positive(
             "network.stages",
             kernel=self.kernel,
@@ -119,7 +114,7 @@ class Network:
         object.__setattr__(self, "stages", tuple(self.stages))
         if not self.stages:
             raise ValueError(f"network {self.name!r} has no stages; give at least one")
-        _check_choice("network.activation", self.activation, ACTIVATIONS)
+        check_choice("network.activation", self.activation, ACTIVATIONS)
         _check_positive(
             "network",
             resolution=self.resolution,

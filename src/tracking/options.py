@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Optional
+
+from src.choices import check_choice
 
 MODES = ("auto", "online", "offline", "disabled")
 
@@ -25,11 +26,7 @@ class TrackingOptions:
     timeout_seconds: float = 20.0  # for reaching the server at the start; then the run goes on offline
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(
-                f"tracking.mode={self.mode!r} is not one of {', '.join(MODES)}; "
-                f"the nearest is {nearest_mode(self.mode)!r}"
-            )
+        check_choice("tracking.mode", self.mode, MODES)
         forbidden = set(self.project) & set("/\\#?%:")
         if not self.project or len(self.project) > 128 or forbidden:
             raise ValueError(
@@ -40,8 +37,3 @@ class TrackingOptions:
                 raise ValueError(f"tracking.tags holds {tag!r} of {len(tag)} characters; W&B takes 1 to 64")
         if not self.timeout_seconds > 0:
             raise ValueError(f"tracking.timeout_seconds={self.timeout_seconds} should be above 0, e.g. 20")
-
-
-def nearest_mode(value: str) -> str:
-    """The valid mode that looks most like `value`."""
-    return difflib.get_close_matches(str(value).lower(), MODES, n=1, cutoff=0.0)[0]

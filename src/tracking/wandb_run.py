@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from src.tracking.options import MODES, TrackingOptions, nearest_mode
+from src.choices import check_choice
+from src.tracking.options import MODES, TrackingOptions
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -166,10 +167,7 @@ def granted_mode(options: TrackingOptions) -> tuple[str, list[str]]:
     environment = os.environ.get("WANDB_MODE", "")
     if environment:
         wanted = _SYNONYMS.get(environment, environment)
-        if wanted not in MODES:
-            raise ValueError(
-                f"WANDB_MODE={environment!r} in the environment is not a mode; did you mean {nearest_mode(wanted)!r}?"
-            )
+        check_choice("WANDB_MODE in the environment", wanted, MODES)
         if asked not in ("auto", wanted):
             problems.append(f"WANDB_MODE={environment} in the environment overrides tracking.mode={asked}")
         asked = wanted

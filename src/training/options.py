@@ -3,9 +3,10 @@ is fast."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Optional
+
+from src.choices import check_choice
 
 OPTIMIZERS = ("adamw", "sgd", "rmsprop")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
@@ -13,12 +14,6 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 LARGEST_WARMUP = 0.10
 LARGEST_FINAL_LEARNING_RATE = 0.02
-
-
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        nearest = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{key}={value!r} is not known; did you mean {nearest!r}? (choices: {', '.join(choices)})")
 
 
 def _check_range(key: str, value: float, low: float, high: float, why: str) -> None:
@@ -57,7 +52,7 @@ class Recipe:
     source: str = ""
 
     def __post_init__(self) -> None:
-        _check_choice("recipe.optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("recipe.optimizer", self.optimizer, OPTIMIZERS)
         for key, count in (("epochs", self.epochs), ("batch_size", self.batch_size)):
             if count < 1:
                 raise ValueError(f"recipe.{key}={count} must be at least 1")
@@ -100,8 +95,8 @@ class HardwareOptions:
     threads: Optional[int] = None
 
     def __post_init__(self) -> None:
-        _check_choice("hardware.accelerator", self.accelerator, ACCELERATORS)
-        _check_choice("hardware.precision", self.precision, PRECISIONS)
+        check_choice("hardware.accelerator", self.accelerator, ACCELERATORS)
+        check_choice("hardware.precision", self.precision, PRECISIONS)
         if self.devices != 1:
             raise ValueError(
                 f"hardware.devices={self.devices} is not supported yet: an arm trains on one device;"

@@ -29,7 +29,7 @@ def test_schema_is_understood_by_omegaconf_and_validated() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"kind": "cifar"}, ["data.kind", "'cifar'", "nearest: cifar10"]),
+        ({"kind": "cifar"}, ["data.kind", "'cifar'", "did you mean cifar10"]),
         ({"name": " "}, ["data.name"]),
         ({"kind": "folder"}, ["data.root", "train/"]),
         ({"root": "/x"}, ["data.root='/x'", "clutter"]),

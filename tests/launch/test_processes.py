@@ -319,8 +319,8 @@ def test_lines_of_a_real_sweep_end_with_the_failure(
         ({"gpus_per_job": -1}, "launcher.gpus_per_job=-1"),
         ({"timeout_minutes": 0.0}, "launcher.timeout_minutes=0.0"),
         ({"timeout_minutes": float("nan")}, "launcher.timeout_minutes=nan"),
-        ({"on_failure": "stopp"}, "launcher.on_failure=stopp is unknown, did you mean stop"),
-        ({"progress": "bars"}, "launcher.progress=bars is unknown, did you mean bar"),
+        ({"on_failure": "stopp"}, "launcher.on_failure='stopp' is unknown, did you mean stop"),
+        ({"progress": "bars"}, "launcher.progress='bars' is unknown, did you mean bar"),
     ],
 )
 def test_options_are_checked(fields: dict[str, Any], text: str) -> None:

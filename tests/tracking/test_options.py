@@ -17,8 +17,8 @@ def test_defaults_make_a_schema() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"mode": "ofline"}, "'ofline'.*'offline'"),
-        ({"mode": "Online"}, "'online'"),
+        ({"mode": "ofline"}, "'ofline'.*mean offline"),
+        ({"mode": "Online"}, "mean online"),
         ({"mode": ""}, "tracking.mode=''"),
         ({"project": "a/b"}, "tracking.project='a/b'"),
         ({"project": ""}, "tracking.project"),
