@@ -73,6 +73,7 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, started: float) -> RunRe
         data = ImageDataModule(study.data, scaled.resolution, study.recipe.batch_size, EVALUATION_BATCH, study.seed)
         data.prepare_data()
         data.setup()
+        _check_sizes(arm, data)
     pl.seed_everything(study.seed, verbose=False)
     network = build(scaled.network, scaled.base.classes, dropout=study.recipe.dropout, drop_path=study.recipe.drop_path)
     audit.check(audit.inspect_module(network, scaled.resolution), scaled, trained_resolution=scaled.resolution)
@@ -112,6 +113,22 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, started: float) -> RunRe
     return record
 
 
+def _check_sizes(arm: Arm, data: ImageDataModule) -> None:
+    """Refuse what would otherwise be cut to the size of the data in silence.
+
+    Raises:
+        ValueError: a batch larger than the training split, or more activation maps than validation pictures.
+    """
+    for key, asked, split in (
+        ("recipe.batch_size", arm.study.recipe.batch_size, "train"),
+        ("cam_pictures", arm.study.cam_pictures, "val"),
+    ):
+        if asked > data.sizes[split]:
+            raise ValueError(
+                f"{key}={asked} is more than the {data.sizes[split]} pictures of {split}; use at most that"
+            )
+
+
 def _cost(arm: Arm) -> dict[str, Any]:
     """Cost and shape of an arm under the names by which W&B shows them."""
     s = arm.scaled
@@ -138,7 +155,7 @@ def _summary(record: RunRecord) -> dict[str, Any]:
 
 def _explain(arm: Arm, fitted: Fit, data: ImageDataModule, folder: Path, tracker: Tracker) -> None:
     """Exact class-activation maps of the chosen checkpoint on the study's pictures: file, panel, W&B."""
-    batch = data.cam_batch(min(arm.study.cam_pictures, data.sizes["val"]), CAM_SEED)
+    batch = data.cam_batch(arm.study.cam_pictures, CAM_SEED)
     network = fitted.module.network
     maps = class_maps(network, batch.images, batch.labels)
     count = len(batch.labels)

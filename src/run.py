@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
-from src.launch.hydra_launcher import register
-from src.messages import run_hydra
+from src.launch.hydra_launcher import check_choices, register
+from src.messages import UserMistake, run_hydra
 
 ROOT = Path(__file__).resolve().parent.parent
+GROUPS = ("scaling", "network", "data", "recipe", "hardware", "tracking", "launcher")
 
 
 def run_all(configs: list[DictConfig]) -> list[int]:
@@ -27,11 +30,15 @@ def run_all(configs: list[DictConfig]) -> list[int]:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(composed: DictConfig) -> None:
     """One arm, as a sweep of one: it gets a process of its own and a comparison with what the study already holds."""
+    try:
+        check_choices(HydraConfig.get().runtime.choices, GROUPS)
+    except ConfigCompositionException as error:
+        raise UserMistake(str(error)) from error
     code = run_all([composed])[0]
     if code:
         raise SystemExit(code)
 
 
 if __name__ == "__main__":
-    register(run_all, ROOT / "sweeps")
+    register(run_all, ROOT / "sweeps", GROUPS)
     sys.exit(run_hydra(main, ROOT / "conf"))

@@ -165,6 +165,8 @@ def test_a_failing_arm_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
         (("data=folder",), ("data.root", "train/")),
         (("data=folder", "data.root=no/such/folder"), ("no/such/folder",)),
         (("+sweep=axis",), ("axis", "axes")),
+        (("scaling=[base,depth]",), ("scaling must be exactly one", "-m scaling=")),
+        (("-m", "scaling=[base,depth]"), ("scaling must be exactly one", "-m scaling=")),
         (("study=../elsewhere",), ("study=", "plain name")),
         (("tracking.mode=ofline",), ("tracking.mode='ofline'", "offline")),
     ],

@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,14 +40,16 @@ SWEEP_GROUP = "sweep"
 _NAMESPACE = "hydra_plugins.scalestudy"
 
 
-def register(run_all: RunAll, sweeps: Path) -> None:
+def register(run_all: RunAll, sweeps: Path, groups: Sequence[str] = ()) -> None:
     """Make `hydra/launcher=process`, `hydra/sweeper=study` and `+sweep=NAME` known; call it before `hydra.main` runs.
 
     Args:
         run_all: takes the resolved config of every job of a sweep (no `hydra` node), returns their exit codes.
+        groups: config groups that must have exactly one option.
         sweeps: folder of named studies; its `*.yaml` files are the options of the group `sweep`, not its subfolders.
     """
     StudyLauncher.run_all = staticmethod(run_all)
+    StudyLauncher.groups = groups
     SweepSearchPath.folder = sweeps.resolve()
     plugins = Plugins.instance()  # imports the real `hydra_plugins`, if other plugins are installed
     for plugin in (StudyLauncher, StudySweeper, SweepSource, SweepSearchPath):
@@ -78,6 +80,7 @@ class StudyLauncher(Launcher):
 
     __module__ = _NAMESPACE
     run_all: RunAll
+    groups: Sequence[str] = ()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -104,6 +107,7 @@ class StudyLauncher(Launcher):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
+        check_choices(config.hydra.runtime.choices, self.groups)
         present = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)  # ${hydra:...} is looked up there
         try:
@@ -115,6 +119,23 @@ class StudyLauncher(Launcher):
         finally:
             HydraConfig.instance().cfg = present
         return JobReturn(overrides=overrides, cfg=task, hydra_cfg=config, working_dir=os.getcwd(), task_name=name)
+
+
+def check_choices(choices: Mapping[str, object], groups: Sequence[str]) -> None:
+    """Refuse `group=[a,b]`, which Hydra merges into one option and then leaves out of its choices.
+
+    Args:
+        choices: `hydra.runtime.choices` of a composed config.
+        groups: config groups that must have exactly one option.
+
+    Raises:
+        ConfigCompositionException: a group holds several options, or none.
+    """
+    for group in groups:
+        if group not in choices:
+            raise ConfigCompositionException(
+                f"{group} must be exactly one option, as in {group}=NAME; for one arm each write -m {group}=NAME,NAME"
+            )
 
 
 class StudySweeper(Sweeper):
