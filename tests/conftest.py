@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Tests run side by side on few cores: one thread each, and waiting threads sleep. Children inherit both.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# A shell starts background jobs with SIGINT ignored, and what is ignored is inherited; the tests of Ctrl-C need it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
