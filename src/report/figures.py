@@ -67,7 +67,9 @@ def accuracy_vs_macs(cells: Sequence[Cell]) -> bytes:
     axes = figure.add_axes((0.095, 0.215, max(0.895 - margin, 0.4), 0.735))
     budgets = by_budget(cells)
     level = {1.0: [c for c in cells if c.is_base]} | budgets
-    centres = {b: _centre(group) for b, group in level.items() if group}
+    # The base's cost is on the axis even if it was not run, or arms set side by side would seem to differ in cost.
+    unscaled = math.log2(METRICS["macs"].transform(cells[0].first.base_macs))
+    centres = {1.0: unscaled} | {b: _centre(group) for b, group in level.items() if group}
     reach = max(max(centres.values()) - min(centres.values()), 1.0)
     apart = max([0.0, *(spread([c.first.macs for c in group]) for group in budgets.values())])
     matched = apart <= SPREAD_BLOCKS
