@@ -9,7 +9,7 @@ import math
 
 from src.networks.table import Network
 
-# Only the last bits of a float are forgiven: 10 * 1.1 is 11 blocks, while 3 * 3.666667 is 12, as in the released code.
+# Only the last bits of a float are forgiven: 25 * 2.2 is 55 blocks, while 3 * 3.666667 is 12, as in the released code.
 _FLOAT_SLACK = 1e-9
 
 

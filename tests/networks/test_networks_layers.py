@@ -217,6 +217,13 @@ def test_a_residual_exists_only_where_shapes_allow_it() -> None:
             x = torch.randn_like(y)
 
 
+def test_drop_path_drops_the_branch_and_never_the_shortcut() -> None:
+    block = MBConv(8, 8, 3, 1, 2, 0.25, Norm(), "silu", 1 - 1e-7).train()
+    x = torch.randn(4, 8, 5, 5)
+    torch.manual_seed(0)
+    assert torch.equal(block(x), x)
+
+
 def test_a_change_of_channels_alone_removes_the_residual() -> None:
     assert not MBConv(8, 12, 3, 1, 2, 0.25, Norm(), "silu", 0.2).residual
     assert not MBConv(8, 8, 3, 2, 2, 0.25, Norm(), "silu", 0.2).residual

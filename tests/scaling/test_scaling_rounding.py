@@ -51,7 +51,7 @@ def test_width_one_keeps_channels_that_are_no_multiple(channels: int) -> None:
 
 @given(repeats=st.integers(1, 40), hundredths=st.integers(1, 800))
 def test_repeats_round_up_exactly(repeats: int, hundredths: int) -> None:
-    """Exact integer arithmetic: 10 * 1.1 is 11 blocks, although the float product lies above 11."""
+    """Exact integer arithmetic: 25 * 2.2 is 55 blocks, although the float product lies above 55."""
     assert round_repeats(repeats, hundredths / 100) == -(-repeats * hundredths // 100)
 
 
@@ -61,7 +61,7 @@ def test_repeats_round_up_exactly(repeats: int, hundredths: int) -> None:
         (3, 11 / 3, 11),
         (3, 3.666667, 12),
         (3, 3.666666, 11),
-        (10, 1.1, 11),
+        (25, 2.2, 55),
         (4, 1.1, 5),
         (4, 3.1, 13),
         (1, 2.6, 3),
