@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from src.networks.cost import Cost
+from src.networks.cost import Cost, Count
 from src.networks.layers import (
     ConvNorm,
     DropPath,
@@ -56,7 +56,7 @@ class MBConv(nn.Module):
         return x + self.drop_path(y) if self.residual else y
 
     @staticmethod
-    def cost(cost: Cost, c_in: int, c_out: int, kernel: int, stride: int, expand: int, se_ratio: float) -> Cost:
+    def cost(cost: Cost, c_in: Count, c_out: Count, kernel: int, stride: int, expand: int, se_ratio: float) -> Cost:
         """Twin of the block."""
         c_mid = c_in * expand
         if expand != 1:

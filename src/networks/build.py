@@ -5,13 +5,14 @@ Shapes: B batch, H, W input side, C channels of the final map, h, w its cells, K
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from src.networks.blocks import BLOCKS
-from src.networks.cost import Cost, total
+from src.networks.cost import Cost, Count, total
 from src.networks.layers import ConvNorm, conv_norm_cost, initialise, linear_cost
 from src.networks.table import Network
 
@@ -83,26 +84,32 @@ class StageCosts:
     first: tuple[Cost, ...]  # the strided, channel-changing block of each stage
     next: tuple[Cost, ...]  # every further block of each stage
 
-    def total(self, repeats: tuple[int, ...]) -> Cost:
+    def total(self, repeats: Sequence[Count]) -> Cost:
         """Cost of the whole network with these repeats."""
         parts = [self.fixed, *self.first]
         parts += [following.times(n - 1) for following, n in zip(self.next, repeats, strict=True)]
         return total(1, parts)
 
 
-def stage_costs(network: Network, resolution: int, classes: int) -> StageCosts:
-    """Twin of `ConvNet`, stage by stage, for one picture of `resolution` pixels a side."""
-    stem = conv_norm_cost(Cost(resolution), RGB, network.stem.channels, network.stem.kernel, network.stem.stride, 1)
-    c_in, side = network.stem.channels, stem.side
+def stage_costs(
+    network: Network, resolution: Count, classes: int, channels: Sequence[Count] | None = None
+) -> StageCosts:
+    """Twin of `ConvNet`, stage by stage, for one picture of `resolution` pixels a side.
+
+    channels: in place of the table's own (`Network.channels`). Arrays here and in `resolution` must broadcast; every
+        count is then an array of their common shape.
+    """
+    stem_channels, *stage_channels, head_channels = network.channels if channels is None else channels
+    stem = conv_norm_cost(Cost(resolution), RGB, stem_channels, network.stem.kernel, network.stem.stride, 1)
+    c_in, side = stem_channels, stem.side
     first, following = [], []
-    for stage in network.stages:
+    for stage, c_out in zip(network.stages, stage_channels, strict=True):
         block = BLOCKS[stage.block]
-        shape = (stage.kernel, stage.stride, stage.expand, stage.se_ratio)
-        first.append(block.cost(Cost(side), c_in, stage.channels, *shape))
-        c_in, side = stage.channels, first[-1].side
+        first.append(block.cost(Cost(side), c_in, c_out, stage.kernel, stage.stride, stage.expand, stage.se_ratio))
+        c_in, side = c_out, first[-1].side
         following.append(block.cost(Cost(side), c_in, c_in, stage.kernel, 1, stage.expand, stage.se_ratio))
-    head = conv_norm_cost(Cost(side), c_in, network.head_channels, 1, 1, 1)
-    head = linear_cost(head, network.head_channels, classes)
+    head = conv_norm_cost(Cost(side), c_in, head_channels, 1, 1, 1)
+    head = linear_cost(head, head_channels, classes)
     return StageCosts(total(1, [stem, head]), tuple(first), tuple(following))
 
 

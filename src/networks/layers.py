@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src.networks.cost import Cost
+from src.networks.cost import Cost, Count
 from src.networks.table import Norm
 
 
@@ -37,7 +38,7 @@ class ConvNorm(nn.Sequential):
         super().__init__(*layers)
 
 
-def conv_norm_cost(cost: Cost, c_in: int, c_out: int, kernel: int, stride: int, groups: int) -> Cost:
+def conv_norm_cost(cost: Cost, c_in: Count, c_out: Count, kernel: int, stride: int, groups: Count) -> Cost:
     """Twin of `ConvNorm`: macs = weights x output positions; params = weights + 2 per channel for batch norm."""
     side = -(-cost.side // stride)
     weights = kernel * kernel * (c_in // groups) * c_out
@@ -64,15 +65,17 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, :, None, None]
 
 
-def squeeze_excite_cost(cost: Cost, channels: int, squeezed: int) -> Cost:
+def squeeze_excite_cost(cost: Cost, channels: Count, squeezed: Count) -> Cost:
     """Twin of `SqueezeExcite`: two matrix-vector products with bias."""
     weights = 2 * channels * squeezed
     return cost.then(cost.side, weights, weights + channels + squeezed, 0)
 
 
-def squeezed_channels(block_input_channels: int, se_ratio: float) -> int:
+def squeezed_channels(block_input_channels: Count, se_ratio: float) -> Count:
     """Squeeze width from the block's *input* channels (released code; a ratio of expanded channels nearly doubles
     B0)."""
+    if isinstance(block_input_channels, np.ndarray):
+        return np.maximum(1, (block_input_channels * se_ratio).astype(np.int64))
     return max(1, int(block_input_channels * se_ratio))
 
 
@@ -95,7 +98,7 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
-def linear_cost(cost: Cost, features: int, classes: int) -> Cost:
+def linear_cost(cost: Cost, features: Count, classes: int) -> Cost:
     """Twin of the classifier, a linear layer with bias on the pooled vector."""
     return cost.then(1, features * classes, features * classes + classes, 0)
 
