@@ -5,6 +5,8 @@ Shapes: B batch, C channels, H, W.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from torch import Tensor, nn
 
 from src.networks.cost import Cost, Count
@@ -12,40 +14,54 @@ from src.networks.layers import (
     ConvNorm,
     DropPath,
     SqueezeExcite,
+    activation,
+    activation_cost,
     conv_norm_cost,
     squeeze_excite_cost,
     squeezed_channels,
 )
-from src.networks.table import Norm
+from src.networks.table import Norm, Stage
 
 
-class MBConv(nn.Module):
-    """Mobile inverted bottleneck with squeeze-and-excitation (arXiv 1801.04381, 1807.11626, 1905.11946).
+class Block(nn.Module):
+    """One block of a stage, (B,c_in,H,W) -> (B,stage.channels,ceil(H/stride),ceil(W/stride)).
 
-    (B,c_in,H,W) -> (B,c_out,ceil(H/stride),ceil(W/stride)); a residual connection where shapes allow it.
+    Args:
+        c_in: channels of its input.
+        stage: the stage it belongs to.
+        stride: `stage.stride` in the stage's first block, 1 in the others.
+        norm: batch norm's constants.
+        act: name of the activation.
+        drop_path: probability of dropping the residual branch.
     """
 
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        kernel: int,
-        stride: int,
-        expand: int,
-        se_ratio: float,
-        norm: Norm,
-        act: str,
-        drop_path: float,
-    ) -> None:
+    @abstractmethod
+    def __init__(self, c_in: int, stage: Stage, stride: int, norm: Norm, act: str, drop_path: float) -> None:
         super().__init__()
-        c_mid = c_in * expand
-        self.expand = ConvNorm(c_in, c_mid, 1, 1, 1, norm, act) if expand != 1 else nn.Identity()
-        self.depthwise = ConvNorm(c_mid, c_mid, kernel, stride, c_mid, norm, act)
+
+    @staticmethod
+    @abstractmethod
+    def cost(cost: Cost, c_in: Count, c_out: Count, stage: Stage, stride: int, act: str) -> Cost:
+        """Twin of the block; `c_out` stands for the stage's channels, of which there may be an array."""
+
+
+class MBConv(Block):
+    """Mobile inverted bottleneck with squeeze-and-excitation (arXiv 1801.04381, 1807.11626, 1905.11946).
+
+    Expand, depthwise, gate, project; a residual connection where shapes allow it. Without gate and with ReLU6 it is
+    MobileNetV2's.
+    """
+
+    def __init__(self, c_in: int, stage: Stage, stride: int, norm: Norm, act: str, drop_path: float) -> None:
+        super().__init__(c_in, stage, stride, norm, act, drop_path)
+        c_mid = c_in * stage.expand
+        self.expand = ConvNorm(c_in, c_mid, 1, 1, 1, norm, act) if stage.expand != 1 else nn.Identity()
+        self.depthwise = ConvNorm(c_mid, c_mid, stage.kernel, stride, c_mid, norm, act)
         self.excite: nn.Module = nn.Identity()
-        if se_ratio > 0.0:
-            self.excite = SqueezeExcite(c_mid, squeezed_channels(c_in, se_ratio), act)
-        self.project = ConvNorm(c_mid, c_out, 1, 1, 1, norm, None)
-        self.residual = stride == 1 and c_in == c_out
+        if stage.se_ratio > 0.0:
+            self.excite = SqueezeExcite(c_mid, squeezed_channels(c_in, stage.se_ratio), act)
+        self.project = ConvNorm(c_mid, stage.channels, 1, 1, 1, norm, None)
+        self.residual = stride == 1 and c_in == stage.channels
         self.drop_path = DropPath(drop_path) if self.residual else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,15 +72,74 @@ class MBConv(nn.Module):
         return x + self.drop_path(y) if self.residual else y
 
     @staticmethod
-    def cost(cost: Cost, c_in: Count, c_out: Count, kernel: int, stride: int, expand: int, se_ratio: float) -> Cost:
+    def cost(cost: Cost, c_in: Count, c_out: Count, stage: Stage, stride: int, act: str) -> Cost:
+        """Twin of the block; an addition keeps nothing for the backward pass."""
+        c_mid = c_in * stage.expand
+        if stage.expand != 1:
+            cost = conv_norm_cost(cost, c_in, c_mid, 1, 1, 1, act)
+        cost = conv_norm_cost(cost, c_mid, c_mid, stage.kernel, stride, c_mid, act)
+        if stage.se_ratio > 0.0:
+            cost = squeeze_excite_cost(cost, c_mid, squeezed_channels(c_in, stage.se_ratio), act)
+        return conv_norm_cost(cost, c_mid, c_out, 1, 1, 1, None)
+
+
+class Separable(Block):
+    """Depthwise separable convolution, MobileNetV1's block (arXiv 1704.04861); no residual connection."""
+
+    def __init__(self, c_in: int, stage: Stage, stride: int, norm: Norm, act: str, drop_path: float) -> None:
+        super().__init__(c_in, stage, stride, norm, act, drop_path)
+        self.depthwise = ConvNorm(c_in, c_in, stage.kernel, stride, c_in, norm, act)
+        self.pointwise = ConvNorm(c_in, stage.channels, 1, 1, 1, norm, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(x)
+        return self.pointwise(y)
+
+    @staticmethod
+    def cost(cost: Cost, c_in: Count, c_out: Count, stage: Stage, stride: int, act: str) -> Cost:
         """Twin of the block."""
-        c_mid = c_in * expand
-        if expand != 1:
-            cost = conv_norm_cost(cost, c_in, c_mid, 1, 1, 1)
-        cost = conv_norm_cost(cost, c_mid, c_mid, kernel, stride, c_mid)
-        if se_ratio > 0.0:
-            cost = squeeze_excite_cost(cost, c_mid, squeezed_channels(c_in, se_ratio))
-        return conv_norm_cost(cost, c_mid, c_out, 1, 1, 1)
+        cost = conv_norm_cost(cost, c_in, c_in, stage.kernel, stride, c_in, act)
+        return conv_norm_cost(cost, c_in, c_out, 1, 1, 1, act)
 
 
-BLOCKS: dict[str, type[MBConv]] = {"mbconv": MBConv}
+class Bottleneck(Block):
+    """Residual bottleneck of ResNet v1.5 (arXiv 1512.03385) and, with groups, of ResNeXt (arXiv 1611.05431).
+
+    1x1, kxk, 1x1 convolutions; the kxk one strides (in the paper the first 1x1 does). The shortcut is a 1x1 projection
+    where shapes change; the last activation follows the addition.
+    """
+
+    def __init__(self, c_in: int, stage: Stage, stride: int, norm: Norm, act: str, drop_path: float) -> None:
+        super().__init__(c_in, stage, stride, norm, act, drop_path)
+        c_out = stage.channels
+        c_mid = c_out // stage.reduce
+        self.squeeze = ConvNorm(c_in, c_mid, 1, 1, 1, norm, act)
+        self.spatial = ConvNorm(c_mid, c_mid, stage.kernel, stride, stage.groups, norm, act)
+        self.restore = ConvNorm(c_mid, c_out, 1, 1, 1, norm, None)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or c_in != c_out:
+            self.shortcut = ConvNorm(c_in, c_out, 1, stride, 1, norm, None)
+        self.drop_path = DropPath(drop_path)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.squeeze(x)
+        y = self.spatial(y)
+        y = self.restore(y)
+        return self.act(self.shortcut(x) + self.drop_path(y))
+
+    @staticmethod
+    def cost(cost: Cost, c_in: Count, c_out: Count, stage: Stage, stride: int, act: str) -> Cost:
+        """Twin of the block. The shortcut starts from the block's input, which the first convolution keeps already."""
+        start = Cost(cost.side, map_saved=True)
+        c_mid = c_out // stage.reduce
+        cost = conv_norm_cost(cost, c_in, c_mid, 1, 1, 1, act)
+        cost = conv_norm_cost(cost, c_mid, c_mid, stage.kernel, stride, stage.groups, act)
+        cost = conv_norm_cost(cost, c_mid, c_out, 1, 1, 1, None)
+        projects = 1 if stride != 1 else (c_in != c_out) * 1  # an array where channels are
+        shortcut = conv_norm_cost(start, c_in, c_out, 1, stride, 1, None).times(projects)
+        cost = cost.then(cost.side, shortcut.macs, shortcut.params, shortcut.activations, shortcut.saved)
+        return activation_cost(cost, c_out, act)
+
+
+BLOCKS: dict[str, type[Block]] = {"mbconv": MBConv, "separable": Separable, "bottleneck": Bottleneck}

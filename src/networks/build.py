@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from src.networks.blocks import BLOCKS
 from src.networks.cost import Cost, Count, total
-from src.networks.layers import ConvNorm, conv_norm_cost, initialise, linear_cost
+from src.networks.layers import ConvNorm, conv_norm_cost, initialise, linear_cost, max_pool, max_pool_cost
 from src.networks.table import Network
 
 RGB = 3
@@ -27,7 +27,8 @@ class Outputs(NamedTuple):
 
 
 class ConvNet(nn.Module):
-    """Stem, stages, 1x1 head convolution, global average pooling, dropout, linear classifier. (B,3,H,W) -> `Outputs`.
+    """Stem, stages, 1x1 head convolution if the table has one, global average pooling, dropout, linear classifier.
+    (B,3,H,W) -> `Outputs`.
 
     drop_path: rate of the last block; it grows linearly from zero with the block's index, as released.
     """
@@ -37,35 +38,28 @@ class ConvNet(nn.Module):
         norm, act = network.norm, network.activation
         c_in = network.stem.channels
         self.stem = ConvNorm(RGB, c_in, network.stem.kernel, network.stem.stride, 1, norm, act)
+        self.pool = max_pool(network.stem.pool)
         stages: list[nn.Module] = []
         index = 0
         for stage in network.stages:
             blocks: list[nn.Module] = []
             for repeat in range(stage.repeats):
-                blocks.append(
-                    BLOCKS[stage.block](
-                        c_in,
-                        stage.channels,
-                        stage.kernel,
-                        stage.stride if repeat == 0 else 1,
-                        stage.expand,
-                        stage.se_ratio,
-                        norm,
-                        act,
-                        drop_path * index / network.blocks,
-                    )
-                )
+                stride = stage.stride if repeat == 0 else 1
+                rate = drop_path * index / network.blocks
+                blocks.append(BLOCKS[stage.block](c_in, stage, stride, norm, act, rate))
                 c_in = stage.channels
                 index += 1
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.head = ConvNorm(c_in, network.head_channels, 1, 1, 1, norm, act)
+        self.head: nn.Module = nn.Identity()
+        if network.head_channels:
+            self.head = ConvNorm(c_in, network.head_channels, 1, 1, 1, norm, act)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(network.head_channels, classes)
+        self.classifier = nn.Linear(network.head_channels or c_in, classes)
         initialise(self)
 
     def forward(self, images: Tensor) -> Outputs:
-        features = self.head(self.stages(self.stem(images)))
+        features = self.head(self.stages(self.pool(self.stem(images))))
         pooled = features.mean((2, 3))  # (B,C)
         return Outputs(self.classifier(self.dropout(pooled)), features)
 
@@ -80,7 +74,7 @@ class StageCosts:
     """Cost of a table in the pieces that depth scaling repeats: the network is fixed + sum(first + (repeats - 1) *
     next)."""
 
-    fixed: Cost  # stem, head and classifier
+    fixed: Cost  # stem, pooling after it, head and classifier
     first: tuple[Cost, ...]  # the strided, channel-changing block of each stage
     next: tuple[Cost, ...]  # every further block of each stage
 
@@ -99,20 +93,29 @@ def stage_costs(
     channels: in place of the table's own (`Network.channels`). Arrays here and in `resolution` must broadcast; every
         count is then an array of their common shape.
     """
-    stem_channels, *stage_channels, head_channels = network.channels if channels is None else channels
-    stem = conv_norm_cost(Cost(resolution), RGB, stem_channels, network.stem.kernel, network.stem.stride, 1)
-    c_in, side = stem_channels, stem.side
+    act = network.activation
+    stem_channels, *others = network.channels if channels is None else channels
+    stem = conv_norm_cost(Cost(resolution), RGB, stem_channels, network.stem.kernel, network.stem.stride, 1, act)
+    stem = max_pool_cost(stem, stem_channels, network.stem.pool)
+    c_in, before = stem_channels, stem
     first, following = [], []
-    for stage, c_out in zip(network.stages, stage_channels, strict=True):
+    for stage, c_out in zip(network.stages, others[: len(network.stages)], strict=True):
         block = BLOCKS[stage.block]
-        first.append(block.cost(Cost(side), c_in, c_out, stage.kernel, stage.stride, stage.expand, stage.se_ratio))
-        c_in, side = c_out, first[-1].side
-        following.append(block.cost(Cost(side), c_in, c_in, stage.kernel, 1, stage.expand, stage.se_ratio))
-    head = conv_norm_cost(Cost(side), c_in, head_channels, 1, 1, 1)
-    head = linear_cost(head, head_channels, classes)
-    return StageCosts(total(1, [stem, head]), tuple(first), tuple(following))
+        first.append(block.cost(_afresh(before), c_in, c_out, stage, stage.stride, act))
+        c_in, before = c_out, first[-1]
+        following.append(block.cost(_afresh(before), c_in, c_in, stage, 1, act))
+    end = _afresh(before)
+    if network.head_channels:
+        end, c_in = conv_norm_cost(end, c_in, others[-1], 1, 1, 1, act), others[-1]
+    end = linear_cost(end, c_in, classes)
+    return StageCosts(total(1, [stem, end]), tuple(first), tuple(following))
+
+
+def _afresh(cost: Cost) -> Cost:
+    """Nothing counted yet, on the current map."""
+    return Cost(cost.side, map_saved=cost.map_saved)
 
 
 def network_cost(network: Network, resolution: int, classes: int) -> Cost:
-    """MACs, parameters and activations of a whole table for one picture; builds nothing."""
+    """What a whole table costs for one picture; builds nothing."""
     return stage_costs(network, resolution, classes).total(network.repeats)

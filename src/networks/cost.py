@@ -21,28 +21,66 @@ class Cost:
         counted.
     params: trainable parameters, batch-norm scales and shifts included, running statistics not.
     activations: elements of the outputs of convolutions (squeeze-and-excitation and classifier vectors not included).
+    saved: float elements that autograd keeps for the backward pass, by which training memory grows with each picture of
+        a batch: 4 bytes each in float32. Inputs of convolutions, linear layers and batch norm, what activations and
+        gates keep, and pooling's indices (int64, so two each); a tensor kept twice is counted once. Without dropout
+        and drop path, whose masks are a few elements.
+    map_saved: whether the current map is among the `saved` elements already.
     """
 
     side: Count
     macs: Count = 0
     params: Count = 0
     activations: Count = 0
+    saved: Count = 0
+    map_saved: bool = False
 
-    def then(self, side: Count, macs: Count, params: Count, activations: Count) -> Cost:
+    def then(
+        self, side: Count, macs: Count, params: Count, activations: Count, saved: Count, map_saved: bool = False
+    ) -> Cost:
         """The cost after one more layer whose output map has `side` pixels."""
-        return Cost(side, self.macs + macs, self.params + params, self.activations + activations)
+        return Cost(
+            side,
+            self.macs + macs,
+            self.params + params,
+            self.activations + activations,
+            self.saved + saved,
+            map_saved,
+        )
+
+    def unsaved(self, channels: Count) -> Count:
+        """Elements of the current map of `channels` if nothing keeps it yet, otherwise 0."""
+        return 0 if self.map_saved else channels * self.side * self.side
 
     def minus(self, earlier: Cost) -> Cost:
-        """What was added since `earlier`; keeps the current side."""
+        """What was added since `earlier`; keeps the current map."""
         return Cost(
-            self.side, self.macs - earlier.macs, self.params - earlier.params, self.activations - earlier.activations
+            self.side,
+            self.macs - earlier.macs,
+            self.params - earlier.params,
+            self.activations - earlier.activations,
+            self.saved - earlier.saved,
+            self.map_saved,
         )
 
     def times(self, count: Count) -> Cost:
         """The cost of `count` equal pieces."""
-        return Cost(self.side, self.macs * count, self.params * count, self.activations * count)
+        return Cost(
+            self.side,
+            self.macs * count,
+            self.params * count,
+            self.activations * count,
+            self.saved * count,
+            self.map_saved,
+        )
 
 
 def total(side: Count, parts: list[Cost]) -> Cost:
     """Sum of the parts of a network whose last map has `side` pixels."""
-    return Cost(side, sum(p.macs for p in parts), sum(p.params for p in parts), sum(p.activations for p in parts))
+    return Cost(
+        side,
+        sum(p.macs for p in parts),
+        sum(p.params for p in parts),
+        sum(p.activations for p in parts),
+        sum(p.saved for p in parts),
+    )

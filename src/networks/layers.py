@@ -17,7 +17,12 @@ from src.networks.table import Norm
 
 def activation(name: str) -> nn.Module:
     """A fresh activation module. Never in place: autograd would clone its input (measured 1-4 % slower)."""
-    return {"silu": nn.SiLU, "relu": nn.ReLU}[name]()
+    return {"silu": nn.SiLU, "relu": nn.ReLU, "relu6": nn.ReLU6}[name]()
+
+
+def activation_cost(cost: Cost, channels: Count, act: str) -> Cost:
+    """Twin of `activation` on a map that nothing else keeps: ReLU keeps its output, the others their input."""
+    return cost.then(cost.side, 0, 0, 0, channels * cost.side * cost.side, act == "relu")
 
 
 class ConvNorm(nn.Sequential):
@@ -38,12 +43,31 @@ class ConvNorm(nn.Sequential):
         super().__init__(*layers)
 
 
-def conv_norm_cost(cost: Cost, c_in: Count, c_out: Count, kernel: int, stride: int, groups: Count) -> Cost:
-    """Twin of `ConvNorm`: macs = weights x output positions; params = weights + 2 per channel for batch norm."""
+def conv_norm_cost(
+    cost: Cost, c_in: Count, c_out: Count, kernel: int, stride: int, groups: Count, act: str | None
+) -> Cost:
+    """Twin of `ConvNorm`: macs = weights x output positions; params = weights + 2 per channel for batch norm.
+
+    Kept for the backward pass: the inputs of the convolution, of batch norm and of the activation.
+    """
     side = -(-cost.side // stride)
     weights = kernel * kernel * (c_in // groups) * c_out
     area = side * side
-    return cost.then(side, weights * area, weights + 2 * c_out, c_out * area)
+    cost = cost.then(side, weights * area, weights + 2 * c_out, c_out * area, cost.unsaved(c_in) + c_out * area)
+    return cost if act is None else activation_cost(cost, c_out, act)
+
+
+def max_pool(stride: int) -> nn.Module:
+    """3x3 max pooling, (B,C,H,W) -> (B,C,ceil(H/s),ceil(W/s)); with stride 1 nothing."""
+    return nn.MaxPool2d(3, stride, padding=1) if stride > 1 else nn.Identity()
+
+
+def max_pool_cost(cost: Cost, channels: Count, stride: int) -> Cost:
+    """Twin of `max_pool`; it keeps its input, and for each output an index of eight bytes."""
+    if stride == 1:
+        return cost
+    side = -(-cost.side // stride)
+    return cost.then(side, 0, 0, 0, cost.unsaved(channels) + 2 * channels * side * side)
 
 
 class SqueezeExcite(nn.Module):
@@ -65,10 +89,15 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, :, None, None]
 
 
-def squeeze_excite_cost(cost: Cost, channels: Count, squeezed: Count) -> Cost:
-    """Twin of `SqueezeExcite`: two matrix-vector products with bias."""
+def squeeze_excite_cost(cost: Cost, channels: Count, squeezed: Count, act: str) -> Cost:
+    """Twin of `SqueezeExcite`: two matrix-vector products with bias.
+
+    Kept for the backward pass: the map; the pooled vector and the gate; the squeezed vector on both sides of the
+    activation, which ReLU makes one.
+    """
     weights = 2 * channels * squeezed
-    return cost.then(cost.side, weights, weights + channels + squeezed, 0)
+    vectors = 2 * channels + (1 if act == "relu" else 2) * squeezed
+    return cost.then(cost.side, weights, weights + channels + squeezed, 0, cost.unsaved(channels) + vectors)
 
 
 def squeezed_channels(block_input_channels: Count, se_ratio: float) -> Count:
@@ -100,11 +129,11 @@ class DropPath(nn.Module):
 
 def linear_cost(cost: Cost, features: Count, classes: int) -> Cost:
     """Twin of the classifier, a linear layer with bias on the pooled vector."""
-    return cost.then(1, features * classes, features * classes + classes, 0)
+    return cost.then(1, features * classes, features * classes + classes, 0, features)
 
 
 def initialise(model: nn.Module) -> None:
-    """Initial weights as in the released code (tensorflow/tpu, efficientnet_model.py).
+    """Initial weights as in the released code of EfficientNet (tensorflow/tpu, efficientnet_model.py), for every table.
 
     Convolutions, and the squeeze-and-excitation layers that are convolutions there: normal with variance
     2 / (kernel area x output channels / groups). Classifier: uniform in +-1/sqrt(K). Biases zero, batch norm one and

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from src.networks.build import RGB, ConvNet
-from src.networks.table import Network
+from src.networks.layers import activation
+from src.networks.table import ACTIVATIONS, Network
 from src.scaling.solve import ScaledNetwork
 
 _COUNTED = ("conv", "linear")  # fvcore's names of the operators that MACs are defined over
+_ACTIVATIONS = tuple(type(activation(name)) for name in ACTIVATIONS)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the built module is: counts for one picture at `resolution` pixels, and a hash of its weight shapes."""
+    """What the built module is: counts for one picture at `resolution` pixels, and a hash of its architecture."""
 
     macs: int
     params: int
@@ -36,11 +38,19 @@ class Audit:
     architecture_sha256: str
 
 
-def hash_shapes(model: nn.Module) -> str:
-    """SHA-256 over the names and shapes of all parameters and buffers. Strides are not in it: they have no weights."""
+def hash_architecture(model: nn.Module) -> str:
+    """SHA-256 over the names and shapes of all parameters and buffers, and over what has no weights: strides, padding,
+    dilation and groups of convolutions, pooling, kinds of activation. Rates of dropout and drop path are not in it."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}:{tuple(tensor.shape)};".encode())
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            digest.update(f"{name}:{module.stride},{module.padding},{module.dilation},{module.groups};".encode())
+        elif isinstance(module, nn.MaxPool2d):
+            digest.update(f"{name}:{module.kernel_size},{module.stride},{module.padding};".encode())
+        elif isinstance(module, _ACTIVATIONS):
+            digest.update(f"{name}:{type(module).__name__};".encode())
     return digest.hexdigest()
 
 
@@ -99,19 +109,23 @@ def inspect_module(model: ConvNet, resolution: int) -> Audit:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    last_of_stage = [[m for m in stage.modules() if isinstance(m, nn.Conv2d)][-1] for stage in model.stages]
-    stem, head = model.stem[0], model.head[0]
-    assert isinstance(stem, nn.Conv2d) and isinstance(head, nn.Conv2d)
     return Audit(
         macs,
         sum(p.numel() for p in model.parameters()),
         activations,
         fvcore_total,
         tuple(len(stage) for stage in model.stages),  # type: ignore[arg-type]
-        tuple(int(m.weight.shape[0]) for m in (stem, *last_of_stage, head)),
+        tuple(_width(part) for part in (model.stem, *model.stages, model.head) if not isinstance(part, nn.Identity)),
         resolution,
-        hash_shapes(model),
+        hash_architecture(model),
     )
+
+
+def _width(part: nn.Module) -> int:
+    """Output channels of the stem, of a stage or of the head, from the weights of its last convolution; a shortcut's
+    convolution stands beside the others."""
+    convolutions = [m for name, m in part.named_modules() if isinstance(m, nn.Conv2d) and "shortcut" not in name]
+    return int(convolutions[-1].weight.shape[0])
 
 
 def check(audit: Audit, scaled: ScaledNetwork, *, trained_resolution: int) -> None:

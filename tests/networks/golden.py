@@ -1,4 +1,4 @@
-"""Published and independently counted numbers of EfficientNets, to the unit.
+"""Published and independently counted numbers of EfficientNets, MobileNets and ResNets, to the unit.
 
 Parameters (batch norm included) and multiply-adds of convolutions and linear layers of one picture. Rows of `RELEASED`,
 `TABLE_7` and the first three of `SMALL_INPUT` are identical in timm 1.0.31, torchvision 0.28, efficientnet-pytorch
@@ -6,6 +6,9 @@ Parameters (batch norm included) and multiply-adds of convolutions and linear la
 and FlopCounterMode. Activations are elements of convolution outputs, in millions; B0's 6.74 is also the published one.
 Paper: Tan & Le 2019, arXiv 1905.11946v5, Tables 2 and 7. `SHARES` are exact Shapley shares of the growth of ln(MACs)
     over B0.
+MobileNets and ResNets (`PEERS`): timm 1.0.31 on meta tensors, multiply-adds by FlopCounterMode / 2, activations by
+hooks on its convolutions. At 224 px the rows named in `TORCHVISION` are also those of torchvision 0.29.2, whose own
+"num_params" and "_ops" are printed there.
 """
 
 from __future__ import annotations
@@ -93,3 +96,101 @@ PAPER_TABLE_2 = {  # parameters in M, "FLOPs" (multiply-adds) in G, as printed
 B0_SE_FROM_EXPANDED = (
     8_423_848  # parameters of a B0 whose squeeze width is a share of the *expanded* channels: a common mistake
 )
+
+
+class Peer(NamedTuple):
+    """A published network beside EfficientNet, and how it follows from a shipped table; 1,000 classes.
+
+    width: factor on all channels, with the released rounding. channels, repeats: in place of the table's.
+    reduce, groups: of every stage.
+    """
+
+    name: str
+    table: str
+    resolution: int
+    params: int
+    macs: int
+    activations: int
+    final: int
+    width: float = 1.0
+    channels: tuple[int, ...] = ()
+    repeats: tuple[int, ...] = ()
+    reduce: int = 0
+    groups: int = 0
+
+
+V2_050 = (16, 8, 16, 16, 32, 48, 80, 160, 1280)  # the head is never narrowed
+V2_075 = (24, 16, 24, 24, 48, 72, 120, 240, 1280)
+V2_110 = (32, 16, 24, 32, 72, 104, 176, 352, 1280)  # stem and head fixed
+V2_120 = (32, 24, 32, 40, 80, 112, 192, 384, 1280)
+DEEP_101, DEEP_152 = (3, 4, 23, 3), (3, 8, 36, 3)
+
+PEERS = (
+    Peer("mobilenetv1_100", "mobilenet_v1", 224, 4_231_976, 568_740_352, 5_042_688, 7),
+    Peer("mobilenetv1_100", "mobilenet_v1", 97, 4_231_976, 139_621_312, 1_084_608, 4),
+    Peer("mobilenetv1_100", "mobilenet_v1", 160, 4_231_976, 290_675_200, 2_572_800, 5),
+    Peer("mobilenetv1_100", "mobilenet_v1", 192, 4_231_976, 418_121_728, 3_704_832, 6),
+    Peer("mobilenetv1_100", "mobilenet_v1", 225, 4_231_976, 644_580_288, 5_397_696, 8),
+    Peer("mobilenetv1_100", "mobilenet_v1", 256, 4_231_976, 742_531_072, 6_586_368, 8),
+    Peer("mobilenetv1_125", "mobilenet_v1", 224, 6_270_840, 879_516_800, 6_303_360, 7, 1.25),
+    Peer("mobilenetv1_125", "mobilenet_v1", 200, 6_270_840, 755_126_240, 5_163_360, 7, 1.25),
+    Peer("mobilenetv2_100", "mobilenet_v2", 224, 3_504_872, 300_774_272, 6_678_112, 7),
+    Peer("mobilenetv2_100", "mobilenet_v2", 97, 3_504_872, 76_391_360, 1_447_744, 4),
+    Peer("mobilenetv2_100", "mobilenet_v2", 160, 3_504_872, 154_083_200, 3_407_200, 5),
+    Peer("mobilenetv2_100", "mobilenet_v2", 225, 3_504_872, 344_759_744, 7_171_392, 8),
+    Peer("mobilenetv2_100", "mobilenet_v2", 448, 3_504_872, 1_199_257_088, 26_712_448, 14),
+    Peer("mobilenetv2_140", "mobilenet_v2", 224, 6_108_776, 582_195_824, 9_573_424, 7, 1.4),
+    Peer("mobilenetv2_050", "mobilenet_v2", 224, 1_968_680, 97_131_840, 3_640_112, 7, channels=V2_050),
+    Peer("mobilenetv2_075", "mobilenet_v2", 224, 2_636_424, 209_069_792, 5_855_304, 7, channels=V2_075),
+    Peer(
+        *("mobilenetv2_110d", "mobilenet_v2", 224, 4_516_520, 430_516_080, 8_711_024, 7),
+        channels=V2_110,
+        repeats=(1, 3, 4, 5, 4, 4, 1),
+    ),
+    Peer(
+        *("mobilenetv2_120d", "mobilenet_v2", 224, 5_831_144, 668_857_568, 11_965_408, 7),
+        channels=V2_120,
+        repeats=(1, 3, 5, 6, 5, 5, 1),
+    ),
+    Peer("resnet50", "resnet50", 224, 25_557_032, 4_089_184_256, 11_113_984, 7),
+    Peer("resnet50", "resnet50", 97, 25_557_032, 996_519_104, 2_427_328, 4),
+    Peer("resnet50", "resnet50", 160, 25_557_032, 2_087_321_600, 5_670_400, 5),
+    Peer("resnet50", "resnet50", 225, 25_557_032, 4_626_713_792, 11_979_200, 8),
+    Peer("resnet50", "resnet50", 448, 25_557_032, 16_350_593_024, 44_455_936, 14),
+    Peer("resnet101", "resnet50", 224, 44_549_160, 7_801_405_440, 16_231_936, 7, repeats=DEEP_101),
+    Peer("resnet101", "resnet50", 320, 44_549_160, 15_919_104_000, 33_126_400, 10, repeats=DEEP_101),
+    Peer("resnet152", "resnet50", 224, 60_192_808, 11_513_626_624, 22_554_112, 7, repeats=DEEP_152),
+    Peer("resnext50_32x4d", "resnet50", 224, 25_028_904, 4_230_479_872, 14_400_512, 7, reduce=2, groups=32),
+    Peer("resnext50_32x4d", "resnet50", 225, 25_028_904, 4_769_473_216, 15_524_160, 8, reduce=2, groups=32),
+    Peer(
+        *("resnext101_32x8d", "resnet50", 224, 88_791_336, 16_414_015_488, 31_209_472, 7),
+        repeats=DEEP_101,
+        reduce=1,
+        groups=32,
+    ),
+    Peer(
+        *("resnext101_64x4d", "resnet50", 224, 83_455_272, 15_460_270_080, 31_209_472, 7),
+        repeats=DEEP_101,
+        reduce=1,
+        groups=64,
+    ),
+    Peer("wide_resnet50_2", "resnet50", 224, 68_883_240, 11_398_021_120, 14_400_512, 7, reduce=2),
+    Peer("wide_resnet50_2", "resnet50", 225, 68_883_240, 12_924_808_384, 15_524_160, 8, reduce=2),
+    Peer(
+        *("wide_resnet101_2", "resnet50", 224, 126_886_696, 22_753_050_624, 21_224_448, 7), repeats=DEEP_101, reduce=2
+    ),
+)
+
+TORCHVISION = {  # parameters, and multiply-adds in G as printed; 224 px
+    "mobilenetv2_100": (3_504_872, 0.301),
+    "resnet50": (25_557_032, 4.089),
+    "resnet101": (44_549_160, 7.801),
+    "resnet152": (60_192_808, 11.514),
+    "resnext50_32x4d": (25_028_904, 4.230),
+    "resnext101_32x8d": (88_791_336, 16.414),
+    "resnext101_64x4d": (83_455_272, 15.460),
+    "wide_resnet50_2": (68_883_240, 11.398),
+    "wide_resnet101_2": (126_886_696, 22.753),
+}
+
+PAPER_TABLE_3 = {"mobilenet_v1": 0.6, "mobilenet_v2": 0.3, "resnet50": 4.1}  # G, baselines of arXiv 1905.11946v5

@@ -1,51 +1,79 @@
-"""The tables of `conf/network`, read the way a study reads them, and random tables that are just as legal."""
+"""The tables of `conf/network`, and random tables that are just as legal."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from pathlib import Path
+from typing import Any
 
+import yaml
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
 
-from src.config import parse
-from src.networks.table import Network, Norm, Stage, Stem
+from src.networks.table import ACTIVATIONS, BLOCK_FIELDS, Network, Norm, Stage, Stem
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SHIPPED = sorted(path.stem for path in (CONF / "network").glob("*.yaml"))
 
 
+def table(text: str) -> Network:
+    """The stage table in YAML `text`; `test_networks_file_format` reads the same files as a study does."""
+    keys: dict[str, Any] = yaml.safe_load(text)
+    keys["stem"], keys["norm"] = Stem(**keys["stem"]), Norm(**keys["norm"])
+    keys["stages"] = [Stage(**stage) for stage in keys["stages"]]
+    return Network(**keys)
+
+
 @functools.cache
 def shipped(name: str) -> Network:
     """The stage table `network=name`."""
-    config = OmegaConf.load(CONF / "config.yaml")
-    assert isinstance(config, DictConfig)
-    groups = {key: choice for entry in config.pop("defaults") if entry != "_self_" for key, choice in entry.items()}
-    groups["network"] = name
-    loaded = {key: OmegaConf.load(CONF / key / f"{choice}.yaml") for key, choice in groups.items() if "/" not in key}
-    composed = OmegaConf.merge(config, loaded)
-    assert isinstance(composed, DictConfig)
-    return parse(composed).network
+    return table((CONF / "network" / f"{name}.yaml").read_text())
 
 
-stages = st.builds(
-    Stage,
-    block=st.just("mbconv"),
-    kernel=st.sampled_from((1, 3, 5, 7)),
-    stride=st.integers(1, 3),
-    expand=st.integers(1, 4),
-    channels=st.integers(1, 12),
-    repeats=st.integers(1, 3),
-    se_ratio=st.sampled_from((0.0, 0.04, 0.25, 0.5, 1.0)),
-)
+@st.composite
+def stages(draw: st.DrawFn, side: int) -> Stage:
+    """A stage of any kind that a map of `side` cells may enter."""
+    kind = draw(st.sampled_from(sorted(BLOCK_FIELDS)))
+    optional: dict[str, Any] = {}
+    if kind == "mbconv":
+        optional = {"expand": draw(st.integers(1, 4)), "se_ratio": draw(st.sampled_from((0.0, 0.04, 0.25, 0.5, 1.0)))}
+    elif kind == "bottleneck":
+        optional = {"groups": draw(st.integers(1, 3)), "reduce": draw(st.integers(1, 3))}
+    multiple = optional.get("groups", 1) * optional.get("reduce", 1)
+    return Stage(
+        block=kind,
+        kernel=draw(st.sampled_from((1, 3, 5, 7))),
+        stride=draw(st.integers(1, min(3, side))),
+        channels=multiple * draw(st.integers(1, max(1, 12 // multiple))),
+        repeats=draw(st.integers(1, 3)),
+        **optional,
+    )
 
-tables = st.builds(
-    Network,
-    name=st.just("random"),
-    resolution=st.integers(1, 25),
-    stem=st.builds(Stem, channels=st.integers(1, 8), stride=st.integers(1, 3), kernel=st.sampled_from((1, 3, 5, 7))),
-    stages=st.lists(stages, min_size=1, max_size=3).map(tuple),
-    head_channels=st.integers(1, 16),
-    activation=st.sampled_from(("silu", "relu")),
-    norm=st.just(Norm()),
-)
+
+@st.composite
+def tables(draw: st.DrawFn) -> Network:
+    """A small legal table that mixes all kinds of blocks, groups, pooling and missing heads."""
+    resolution = draw(st.integers(1, 25))
+    stem = Stem(
+        channels=draw(st.integers(1, 8)),
+        stride=draw(st.integers(1, min(3, resolution))),
+        kernel=draw(st.sampled_from((1, 3, 5, 7))),
+        pool=1,
+    )
+    side = -(-resolution // stem.stride)
+    stem = dataclasses.replace(stem, pool=draw(st.integers(1, min(3, side))))
+    side = -(-side // stem.pool)
+    rows: list[Stage] = []
+    for _ in range(draw(st.integers(1, 3))):
+        rows.append(draw(stages(side)))
+        side = -(-side // rows[-1].stride)
+    return Network(
+        name="random",
+        resolution=resolution,
+        stem=stem,
+        stages=tuple(rows),
+        head_channels=draw(st.integers(0, 16)),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        channel_divisor=math.lcm(*(row.channel_multiple for row in rows)) * draw(st.integers(1, 2)),
+    )

@@ -11,24 +11,43 @@ from golden import (
     B0_SE_FROM_EXPANDED,
     GOLDEN,
     PAPER_TABLE_2,
+    PAPER_TABLE_3,
+    PEERS,
     RELEASED,
     SMALL_INPUT,
     TABLE_7,
+    TORCHVISION,
     Golden,
+    Peer,
 )
 from shipped_tables import shipped
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.networks.build import build, network_cost
 from src.networks.table import Network
-from src.scaling.rounding import scale_as_released
+from src.scaling.rounding import round_channels, round_repeats
 
 ROWS = [pytest.param(row, id=row.name) for row in GOLDEN]
 
 
+def scaled(base: Network, width: float, depth: float) -> Network:
+    """All channels and repeats scaled as the released code of EfficientNet does."""
+    channels = tuple(round_channels(c, width, base.channel_divisor) for c in base.channels)
+    return base.with_shape(tuple(round_repeats(n, depth) for n in base.repeats), channels)
+
+
 def released(row: Golden) -> Network:
-    network = scale_as_released(shipped("efficientnet_b0"), row.width, row.depth)
+    network = scaled(shipped("efficientnet_b0"), row.width, row.depth)
     return dataclasses.replace(network, stem=dataclasses.replace(network.stem, stride=row.stem_stride))
+
+
+def peer(row: Peer) -> Network:
+    """The published network as a change of a shipped table."""
+    network = scaled(shipped(row.table), row.width, 1.0)
+    changes = {key: value for key in ("reduce", "groups") if (value := getattr(row, key))}
+    stages = tuple(dataclasses.replace(stage, **changes) for stage in network.stages)
+    network = dataclasses.replace(network, stages=stages, channel_divisor=64)
+    return network.with_shape(row.repeats or network.repeats, row.channels or network.channels)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -109,7 +128,7 @@ def test_b0_small_differs_from_b0_in_strides_only() -> None:
     small, b0 = shipped("efficientnet_b0_small"), shipped("efficientnet_b0")
     assert (small.output_stride, small.final_side(32)) == (8, 4)
     restrided = tuple(dataclasses.replace(a, stride=b.stride) for a, b in zip(small.stages, b0.stages, strict=True))
-    same = ("name", "resolution", "source")
+    same = ("name", "resolution", "classes", "source")
     changed = dataclasses.replace(
         small,
         stages=restrided,
@@ -139,3 +158,44 @@ def test_squeeze_width_comes_from_the_blocks_input() -> None:
     params = sum(p.numel() for p in model.parameters())
     assert params != B0_SE_FROM_EXPANDED
     assert params + wrong == B0_SE_FROM_EXPANDED
+
+
+@pytest.mark.parametrize("row", PEERS, ids=lambda row: f"{row.name}-{row.resolution}")
+def test_mobilenets_and_resnets_are_the_published_ones_to_the_unit(row: Peer) -> None:
+    network = peer(row)
+    cost = network_cost(network, row.resolution, 1000)
+    assert (cost.params, cost.macs, cost.activations) == (row.params, row.macs, row.activations)
+    assert network.final_side(row.resolution) == row.final
+    if row.name in TORCHVISION and row.resolution == 224:
+        assert (cost.params, round(cost.macs / 1e9, 3)) == TORCHVISION[row.name]
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in PEERS if row.resolution in (224, 225)], ids=lambda row: f"{row.name}-{row.resolution}"
+)
+def test_built_mobilenets_and_resnets_execute_these_numbers(row: Peer) -> None:
+    with torch.device("meta"):
+        model = build(peer(row), 1000).eval()
+        images = torch.empty(1, 3, row.resolution, row.resolution)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        outputs = model(images)
+    assert sum(p.numel() for p in model.parameters()) == row.params
+    assert counter.get_total_flops() == 2 * row.macs
+    assert outputs.features.shape[2:] == (row.final, row.final)
+
+
+@pytest.mark.parametrize(("name", "printed"), PAPER_TABLE_3.items())
+def test_the_paper_prints_the_costs_of_its_other_baselines(name: str, printed: float) -> None:
+    assert round(network_cost(shipped(name), 224, 1000).macs / 1e9, 1) == printed
+
+
+def test_every_shipped_row_of_a_published_net_is_its_tables() -> None:
+    assert shipped("mobilenet_v1").channels == (32, 64, 128, 256, 512, 1024)
+    assert shipped("mobilenet_v1").repeats == (1, 2, 2, 6, 2)
+    assert shipped("mobilenet_v2").channels == (32, 16, 24, 32, 64, 96, 160, 320, 1280)
+    assert shipped("mobilenet_v2").repeats == (1, 2, 3, 4, 3, 3, 1)
+    assert shipped("resnet50").channels == (64, 256, 512, 1024, 2048)
+    assert shipped("resnet50").repeats == (3, 4, 6, 3)
+    assert {shipped(name).output_stride for name in PAPER_TABLE_3} == {32}
+    activations = {name: shipped(name).activation for name in PAPER_TABLE_3}
+    assert activations == {"mobilenet_v1": "relu6", "mobilenet_v2": "relu6", "resnet50": "relu"}

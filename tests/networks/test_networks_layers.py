@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 from shipped_tables import SHIPPED, shipped, tables
 from torch import Tensor, nn
 
-from src.networks.blocks import BLOCKS, MBConv
+from src.networks.blocks import BLOCKS, Block, Bottleneck, MBConv, Separable
 from src.networks.build import ConvNet, Outputs, build
 from src.networks.layers import DropPath, SqueezeExcite, activation, squeezed_channels
-from src.networks.table import ACTIVATIONS, BLOCK_KINDS, Network, Norm, Stage, Stem
+from src.networks.table import ACTIVATIONS, BLOCK_FIELDS, Network, Norm, Stage, Stem
 
 DEPTH = 3
 SMALL = Network(
@@ -23,14 +24,35 @@ SMALL = Network(
     16,
     Stem(8, 2),
     (
-        Stage("mbconv", 3, 1, 1, 8, 2, 0.25),  # equal channels, stride 1: its first block has a residual as well
-        Stage("mbconv", 5, 2, 3, 12, DEPTH, 0.25),
+        Stage("mbconv", 3, 1, 8, 2, se_ratio=0.25),  # equal channels, stride 1: its first block has a residual as well
+        Stage("mbconv", 5, 2, 12, DEPTH, expand=3, se_ratio=0.25),
     ),
     16,
 )
 
 
-def blocks(model: ConvNet) -> list[MBConv]:
+# Stem pooled, no head, and every kind of block.
+MIXED = Network(
+    "mixed",
+    16,
+    Stem(8, 1, kernel=7, pool=2),
+    (
+        Stage("separable", 3, 1, 8, 2),
+        Stage("bottleneck", 3, 2, 12, 2, groups=3, reduce=2),
+        Stage("mbconv", 3, 1, 12, 2, expand=2, se_ratio=0.5),
+        Stage("bottleneck", 5, 1, 12, 2, reduce=4),
+    ),
+    0,
+    channel_divisor=12,
+)
+
+
+def mbconv(c_in: int, c_out: int, stride: int, drop_path: float) -> MBConv:
+    stage = Stage("mbconv", 3, stride, c_out, 1, expand=2, se_ratio=0.25)
+    return MBConv(c_in, stage, stride, Norm(), "silu", drop_path)
+
+
+def blocks(model: ConvNet) -> list[Any]:
     return [block for stage in model.stages for block in stage]  # type: ignore[attr-defined]
 
 
@@ -52,9 +74,9 @@ def pictures(count: int = 2, side: int = 16) -> Tensor:
 
 
 def test_choices_of_a_table_are_the_ones_that_can_be_built() -> None:
-    assert set(BLOCKS) == set(BLOCK_KINDS)
-    x = torch.linspace(-3, 3, 7)
-    expected = {"silu": x * torch.sigmoid(x), "relu": x.clamp_min(0)}
+    assert set(BLOCKS) == set(BLOCK_FIELDS)
+    x = torch.linspace(-9, 9, 7)
+    expected = {"silu": x * torch.sigmoid(x), "relu": x.clamp_min(0), "relu6": x.clamp(0, 6)}
     assert set(expected) == set(ACTIVATIONS)
     for name in ACTIVATIONS:
         assert torch.allclose(activation(name)(x.clone()), expected[name])
@@ -68,23 +90,31 @@ def test_norms_are_as_in_the_table(name: str) -> None:
     assert {(m.eps, m.momentum, m.affine, m.track_running_stats) for m in norms} == {
         (table.norm.eps, table.norm.momentum, True, True)
     }
-    assert table.norm.eps == 1e-3
-    assert len(norms) == 2 + sum(s.repeats * (2 + (s.expand != 1)) for s in table.stages)
+    assert table.norm.eps == (1e-3 if name.startswith("efficientnet") else 1e-5)
+    of_block = {"mbconv": 2, "separable": 2, "bottleneck": 3}
+    expected = sum(s.repeats * (of_block[s.block] + (s.expand != 1)) for s in table.stages)
+    expected += sum(s.block == "bottleneck" for s in table.stages)  # a projection shortcut a stage
+    assert len(norms) == 1 + bool(table.head_channels) + expected
 
 
 def test_published_tables_carry_the_released_norm_momentum() -> None:
     assert {shipped(name).norm for name in ("efficientnet_b0", "efficientnet_b0_small")} == {Norm(1e-3, 0.01)}
+    assert {shipped(name).norm for name in ("mobilenet_v1", "mobilenet_v2", "resnet50")} == {Norm(1e-5, 0.1)}
 
 
 def test_every_activation_is_the_tables_and_none_works_in_place() -> None:
-    for name, kind in (("silu", nn.SiLU), ("relu", nn.ReLU)):
+    for name, kind in (("silu", nn.SiLU), ("relu", nn.ReLU), ("relu6", nn.ReLU6)):
         model = build(dataclasses.replace(SMALL, activation=name), 3)
-        found = [m for m in model.modules() if isinstance(m, nn.SiLU | nn.ReLU)]
+        found = [m for m in model.modules() if isinstance(m, nn.SiLU | nn.ReLU | nn.ReLU6)]
         assert {type(m) for m in found} == {kind}
         assert not any(m.inplace for m in found)
         assert len(found) == 2 + 5 * 2 + DEPTH  # stem, head; depthwise and gate of each block; expansions
         for block in blocks(model):
             assert not isinstance(block.project[-1], kind)
+        mixed = build(dataclasses.replace(MIXED, activation=name), 3)
+        found = [m for m in mixed.modules() if isinstance(m, nn.SiLU | nn.ReLU | nn.ReLU6)]
+        assert {type(m) for m in found} == {kind} and not any(m.inplace for m in found)
+        assert len(found) == 1 + 2 * 2 + 2 * 3 + 2 * 3 + 2 * 3  # stem; both; three each; expand, depthwise, gate
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2])
@@ -218,16 +248,75 @@ def test_a_residual_exists_only_where_shapes_allow_it() -> None:
 
 
 def test_drop_path_drops_the_branch_and_never_the_shortcut() -> None:
-    block = MBConv(8, 8, 3, 1, 2, 0.25, Norm(), "silu", 1 - 1e-7).train()
     x = torch.randn(4, 8, 5, 5)
     torch.manual_seed(0)
-    assert torch.equal(block(x), x)
+    assert torch.equal(mbconv(8, 8, 1, 1 - 1e-7).train()(x), x)
+    stage = Stage("bottleneck", 3, 1, 8, 2, reduce=2)
+    assert torch.equal(Bottleneck(8, stage, 1, Norm(), "relu", 1 - 1e-7).train()(x), x.clamp_min(0))
+    projected = Bottleneck(8, dataclasses.replace(stage, channels=12), 2, Norm(), "relu", 1 - 1e-7).train()
+    assert torch.equal(projected(x), projected.shortcut(x).clamp_min(0))
 
 
 def test_a_change_of_channels_alone_removes_the_residual() -> None:
-    assert not MBConv(8, 12, 3, 1, 2, 0.25, Norm(), "silu", 0.2).residual
-    assert not MBConv(8, 8, 3, 2, 2, 0.25, Norm(), "silu", 0.2).residual
-    assert MBConv(8, 8, 3, 1, 2, 0.25, Norm(), "silu", 0.2).residual
+    assert not mbconv(8, 12, 1, 0.2).residual
+    assert not mbconv(8, 8, 2, 0.2).residual
+    assert mbconv(8, 8, 1, 0.2).residual
+
+
+def conv_norm(layer: Any, x: Tensor, stride: int, groups: int) -> Tensor:
+    """Convolution and batch norm in evaluation mode, from the weights alone."""
+    conv, norm = layer[0], layer[1]
+    y = nn.functional.conv2d(x, conv.weight, None, stride, conv.weight.shape[-1] // 2, groups=groups)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return (y - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+
+
+def settled_block(block: Block) -> Block:
+    generator = torch.Generator().manual_seed(3)
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0.0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, generator=generator)
+    return block.eval()
+
+
+def test_a_separable_block_is_the_formula() -> None:
+    """Table 1 of arXiv 1704.04861: depthwise, norm, ReLU6, pointwise, norm, ReLU6; never a shortcut."""
+    torch.manual_seed(0)
+    for stride in (1, 2):
+        block = settled_block(Separable(6, Stage("separable", 3, stride, 6, 1), stride, Norm(), "relu6", 0.2))
+        x = 5 * torch.randn(2, 6, 7, 7)
+        y = conv_norm(block.depthwise, x, stride, 6).clamp(0, 6)
+        assert torch.allclose(block(x), conv_norm(block.pointwise, y, 1, 1).clamp(0, 6), atol=1e-5)
+
+
+@pytest.mark.parametrize(("c_in", "stride", "projects"), [(12, 1, False), (12, 2, True), (8, 1, True)])
+def test_a_bottleneck_is_the_formula(c_in: int, stride: int, projects: bool) -> None:
+    """Figure 5 of arXiv 1512.03385 with shortcut option B, the 3x3 convolution strided."""
+    torch.manual_seed(0)
+    stage = Stage("bottleneck", 3, stride, 12, 1, groups=3, reduce=2)
+    block = settled_block(Bottleneck(c_in, stage, stride, Norm(), "relu", 0.2))
+    x = torch.randn(2, c_in, 7, 7)
+    y = conv_norm(block.squeeze, x, 1, 1).clamp_min(0)
+    y = conv_norm(block.spatial, y, stride, 3).clamp_min(0)
+    y = conv_norm(block.restore, y, 1, 1)
+    shortcut = conv_norm(block.shortcut, x, stride, 1) if projects else x
+    assert isinstance(block.shortcut, nn.Identity) != projects
+    assert block.squeeze[0].weight.shape[0] == block.spatial[0].weight.shape[0] == 6
+    assert torch.allclose(block(x), (y + shortcut).clamp_min(0), atol=1e-5)
+
+
+def test_the_stem_may_be_pooled_and_the_head_missing() -> None:
+    model = settled(build(MIXED, 3))
+    x = pictures()
+    with torch.no_grad():
+        y = nn.functional.max_pool2d(model.stem(x), 3, 2, 1)
+        assert y.shape == (2, 8, 8, 8)
+        assert torch.equal(model(x).features, model.stages(y))
+    assert isinstance(model.head, nn.Identity) and model.classifier.in_features == 12
+    assert isinstance(build(SMALL, 3).pool, nn.Identity)
 
 
 def test_the_gate_is_the_formula() -> None:
@@ -255,7 +344,7 @@ def test_no_ratio_no_gate() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(network=tables, classes=st.integers(1, 5))
+@given(network=tables(), classes=st.integers(1, 5))
 def test_logits_come_from_the_features_and_from_nothing_else(network: Network, classes: int) -> None:
     model = settled(build(network, classes, dropout=0.5, drop_path=0.3))
     with torch.no_grad():
@@ -263,7 +352,7 @@ def test_logits_come_from_the_features_and_from_nothing_else(network: Network, c
         expected = outputs.features.mean((2, 3)) @ model.classifier.weight.T + model.classifier.bias
     assert isinstance(outputs, Outputs) and outputs._fields == ("logits", "features")
     side = network.final_side(network.resolution)
-    assert outputs.features.shape == (2, network.head_channels, side, side)
+    assert outputs.features.shape == (2, network.channels[-1], side, side)
     assert outputs.logits.shape == (2, classes)
     assert torch.allclose(outputs.logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -279,9 +368,10 @@ def test_features_are_what_the_classifier_receives() -> None:
     assert float(outputs.features.min()) > 0.5  # the hook's + 1 is in both: features are read after the head
 
 
-def test_channels_last_changes_the_layout_and_not_the_result() -> None:
+@pytest.mark.parametrize("network", [SMALL, MIXED], ids=lambda network: network.name)
+def test_channels_last_changes_the_layout_and_not_the_result(network: Network) -> None:
     torch.manual_seed(0)
-    model = settled(build(SMALL, 3))
+    model = settled(build(network, 3))
     x = pictures()
     plain = model(x)
     plain.logits.square().sum().backward()
@@ -299,8 +389,9 @@ def test_channels_last_changes_the_layout_and_not_the_result() -> None:
         assert p.grad is not None and torch.allclose(p.grad, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_every_weight_learns() -> None:
+@pytest.mark.parametrize("network", [SMALL, MIXED], ids=lambda network: network.name)
+def test_every_weight_learns(network: Network) -> None:
     torch.manual_seed(0)
-    model = build(SMALL, 3).train()
+    model = build(network, 3).train()
     model(pictures(8)).logits.square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

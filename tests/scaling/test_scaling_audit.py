@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from shipped_arms import B0, NANO, RULES, SMALL, arm, base
+from shipped_arms import B0, MOBILENET_V1, MOBILENET_V2, NANO, RESNET50, RULES, SMALL, arm, base
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.networks import blocks as blocks_module
 from src.networks import build as build_module
+from src.networks.blocks import Bottleneck
 from src.networks.build import ConvNet, build, network_cost
 from src.networks.cost import Cost
 from src.networks.layers import conv_norm_cost
+from src.networks.table import Network, Norm, Stage, Stem
 from src.scaling import audit
-from src.scaling.audit import Audit, hash_shapes, hash_weights, hooked_activations, inspect_module
+from src.scaling.audit import Audit, hash_architecture, hash_weights, hooked_activations, inspect_module
+from src.scaling.lattice import Base
 from src.scaling.solve import ScaledNetwork
 
 ARMS = [(setting, name) for setting in (NANO, SMALL) for name in RULES] + [(B0, "base"), (B0, "compound")]
@@ -51,7 +54,7 @@ def test_shipped_arms_pass_and_are_counted_alike_by_everyone(setting: tuple[str,
     )
     assert audited.fvcore_total == audited.macs + 2 * audited.activations
     assert (audited.repeats, audited.channels) == (scaled.network.repeats, scaled.network.channels)
-    assert audited.resolution == scaled.resolution and audited.architecture_sha256 == hash_shapes(model)
+    assert audited.resolution == scaled.resolution and audited.architecture_sha256 == hash_architecture(model)
     model.to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, scaled.resolution, scaled.resolution, device="meta"))
@@ -207,7 +210,7 @@ def test_all_differences_are_listed() -> None:
 def test_a_twin_that_is_off_by_one_is_found(module: object, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     start = nano("base").base
 
-    def off_by_one(cost: Cost, *arguments: int) -> Cost:
+    def off_by_one(cost: Cost, *arguments: Any) -> Cost:
         counted = conv_norm_cost(cost, *arguments)
         return dataclasses.replace(counted, **{field: getattr(counted, field) + 1})
 
@@ -264,15 +267,117 @@ def test_counts_scale_with_the_input_side_and_shapes_do_not() -> None:
 def test_equal_shapes_have_equal_hashes_and_others_have_not() -> None:
     torch.manual_seed(0)
     scaled = {name: built(nano(name)) for name in RULES}
-    hashes = {name: hash_shapes(model) for name, model in scaled.items()}
+    hashes = {name: hash_architecture(model) for name, model in scaled.items()}
     assert hashes["base"] == hashes["resolution"]  # more pixels, the same weights
     assert len(set(hashes.values())) == len(RULES) - 1
-    assert hash_shapes(built(nano("base"))) == hashes["base"]  # other weights of the same shapes
-    assert hash_shapes(build(nano("base").network, 11)) != hashes["base"]
-    assert hash_shapes(edited_attributes(built(nano("base")))) == hashes["base"]
+    assert hash_architecture(built(nano("base"))) == hashes["base"]  # other weights of the same shapes
+    assert hash_architecture(build(nano("base").network, 11)) != hashes["base"]
+    assert hash_architecture(edited_attributes(built(nano("base")))) == hashes["base"]
+
+
+def lazily(network: Network) -> ConvNet:
     with torch.device("meta"):
-        strided, flat = (build(base(*setting).network, 10) for setting in (B0, SMALL))
-    assert hash_shapes(strided) == hash_shapes(flat)  # the same weights; only strides differ
+        return build(network, 10)
+
+
+def test_networks_that_differ_in_what_has_no_weights_have_other_hashes() -> None:
+    strided, flat = (lazily(base(*setting).network) for setting in (B0, SMALL))  # only strides differ
+    assert [p.shape for p in strided.parameters()] == [p.shape for p in flat.parameters()]
+    resnet = base(*RESNET50).network
+    stem = resnet.stem
+    stages = tuple(dataclasses.replace(stage, stride=stage.stride % 2 + 1) for stage in resnet.stages)
+    others = [
+        dataclasses.replace(resnet, stem=dataclasses.replace(stem, stride=1)),
+        dataclasses.replace(resnet, stem=dataclasses.replace(stem, pool=1)),
+        dataclasses.replace(resnet, stem=dataclasses.replace(stem, pool=3)),
+        dataclasses.replace(resnet, stages=stages),
+        dataclasses.replace(resnet, activation="relu6"),
+    ]
+    hashes = [hash_architecture(lazily(network)) for network in (resnet, *others)]
+    hashes += [hash_architecture(strided), hash_architecture(flat)]
+    assert len(set(hashes)) == len(hashes)
+    with torch.device("meta"):
+        dilated = lazily(resnet)
+        dilated.stages[0][1].spatial[0].dilation = (2, 2)  # type: ignore[index]
+        regularised = build(resnet, 10, dropout=0.2, drop_path=0.2)
+    assert hash_architecture(dilated) not in hashes
+    assert hash_architecture(regularised) == hashes[0]
+
+
+def other_kinds(resolution: int = 16) -> ScaledNetwork:
+    """A base with pooling, groups and shortcuts, without a head."""
+    stages = (
+        Stage("separable", 3, 1, 8, 2),
+        Stage("bottleneck", 3, 2, 24, 2, groups=3, reduce=2),
+        Stage("bottleneck", 3, 1, 48, 1, reduce=4),
+    )
+    network = Network("kinds", resolution, Stem(8, 1, pool=2), stages, 0, activation="relu", channel_divisor=12)
+    network_base = Base(network, 10)
+    return dataclasses.replace(nano("base"), base=network_base, network=network, resolution=16, cost=network_base.cost)
+
+
+def narrower_inside(scaled: ScaledNetwork) -> ConvNet:
+    model = built(scaled)
+    model.stages[1][1] = Bottleneck(  # type: ignore[index]
+        24, dataclasses.replace(scaled.network.stages[1], reduce=4), 1, Norm(), "relu", 0.0
+    )
+    return model
+
+
+def ungrouped(scaled: ScaledNetwork) -> ConvNet:
+    return build(
+        dataclasses.replace(
+            scaled.network, stages=tuple(dataclasses.replace(s, groups=1) for s in scaled.network.stages)
+        ),
+        10,
+    )
+
+
+def headed(scaled: ScaledNetwork) -> ConvNet:
+    return build(dataclasses.replace(scaled.network, head_channels=48), 10)
+
+
+def unpooled(scaled: ScaledNetwork) -> ConvNet:
+    return build(dataclasses.replace(scaled.network, stem=Stem(8, 2)), 10)
+
+
+def wider_last(scaled: ScaledNetwork) -> ConvNet:
+    return build(scaled.network.with_shape(scaled.network.repeats, (8, 8, 24, 60)), 10)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (narrower_inside, "MACs (fvcore, conv + linear): built"),
+        (ungrouped, "parameters: built"),
+        (headed, "channels: built (8, 8, 24, 48, 48), asked (8, 8, 24, 48)"),
+        (unpooled, "activations (hooks): built"),
+        (wider_last, "channels: built (8, 8, 24, 60), asked (8, 8, 24, 48)"),
+    ],
+)
+def test_other_kinds_of_blocks_are_audited_as_well(fault: Callable[[ScaledNetwork], ConvNet], told: str) -> None:
+    scaled = other_kinds()
+    check(built(scaled), scaled)
+    with pytest.raises(RuntimeError) as stopped:
+        check(fault(scaled), scaled)
+    assert told in str(stopped.value)
+
+
+def test_widths_are_read_from_the_main_path_and_not_from_a_shortcut() -> None:
+    scaled = other_kinds()
+    model = built(scaled)
+    shortcut = model.stages[-1][0].shortcut  # type: ignore[index]
+    shortcut[0] = nn.Conv2d(24, 1, 1, bias=False)
+    shortcut[1] = nn.BatchNorm2d(1)  # one channel, broadcast by the addition
+    assert inspect_module(model, 16).channels == scaled.network.channels
+
+
+@pytest.mark.parametrize("setting", [MOBILENET_V1, MOBILENET_V2, RESNET50], ids=lambda setting: setting[0])
+def test_other_baselines_pass(setting: tuple[str, int, int]) -> None:
+    name, _, classes = setting
+    start = base(name, 97, classes)
+    scaled = dataclasses.replace(nano("base"), base=start, network=start.network, resolution=97, cost=start.cost)
+    check(built(scaled), scaled)
 
 
 def test_the_hash_of_weights_follows_every_value_and_only_values() -> None:
