@@ -60,6 +60,16 @@ def facts(options: DataOptions) -> DataFacts:
     return DataFacts(options.name, CLASS_NAMES, SIDE, has_boxes=False)
 
 
+def check_available(options: DataOptions) -> None:
+    """Whether the pictures are here or may be downloaded; does not try whether a download would work.
+
+    Raises:
+        ValueError: neither.
+    """
+    if not _is_tree(options):
+        _find_archive(options)
+
+
 def prepare(options: DataOptions) -> None:
     """Download and unpack, once for all processes, whatever is missing."""
     if _is_tree(options):

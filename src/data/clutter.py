@@ -44,6 +44,10 @@ def facts(options: DataOptions) -> DataFacts:
     return DataFacts(options.name, CLASS_NAMES, options.clutter.canvas, has_boxes=True)
 
 
+def check_available(options: DataOptions) -> None:
+    """Always there."""
+
+
 def prepare(options: DataOptions) -> None:
     """Nothing to fetch."""
 

@@ -1,5 +1,7 @@
 """Any tree with a folder a class: `root/train/<class>/...` beside `root/test/` or `root/val/`.
 
+Without a root there are no pictures, but a study can still be planned from the classes and the side that are declared.
+
 What is not train is the sealed test split, and validation is cut out of train. Where both val/ and test/ exist, val/ is
 the validation split, test/ the sealed one, and `val_fraction` is unused. Pictures may lie any number of folders below
 their class. Each becomes an RGB square: the shorter side is resized to `stored_pixels`, then the centre square is kept.
@@ -85,12 +87,29 @@ class FilePictures:
 
 
 def facts(options: DataOptions) -> DataFacts:
-    """Classes and stored side, from directory listings and the headers of some files.
+    """Classes and stored side, from directory listings and the headers of some files; as declared without a root.
+
+    Declared classes have no names yet, and boxes are not known of: such facts are for planning, never for a result.
 
     Raises:
         ValueError: the tree cannot be used; one sentence says why and what to do.
     """
-    return _plan(options).facts
+    if options.root:
+        return _plan(options).facts
+    assert options.classes is not None and options.stored_pixels is not None
+    names = tuple(f"class {number}" for number in range(1, options.classes + 1))
+    return DataFacts(options.name, names, options.stored_pixels, has_boxes=False)
+
+
+def check_available(options: DataOptions) -> None:
+    """Refuse a data set that is only declared.
+
+    Raises:
+        ValueError: there is no root, or no train/ in it.
+    """
+    train = _root(options) / "train"
+    if not train.is_dir():
+        raise ValueError(f"data.root={options.root} has no train/: put a folder a class into {train}")
 
 
 def prepare(options: DataOptions) -> None:
@@ -154,14 +173,17 @@ def square_boxes(boxes: NDArray[np.float32], sizes: NDArray[np.int64], side: int
 
 
 def _root(options: DataOptions) -> Path:
-    assert options.root is not None
+    if not options.root:
+        raise ValueError(
+            f"data.root has no value: {options.name} can be planned from its declared facts (dry_run=true), but"
+            " training needs the directory that holds train/; give it as data.root=..."
+        )
     return Path(options.root).expanduser()
 
 
 def _plan(options: DataOptions) -> Plan:
+    check_available(options)
     root = _root(options)
-    if not (root / "train").is_dir():
-        raise ValueError(f"data.root={options.root} has no train/: put a folder a class into {root / 'train'}")
     held_out = [name for name in ("val", "test") if (root / name).is_dir()]
     if not held_out:
         raise ValueError(f"data.root={options.root} has neither test/ nor val/: add one, the sealed test split")
@@ -172,6 +194,11 @@ def _plan(options: DataOptions) -> Plan:
     )
     if len(classes) < 2:
         raise ValueError(f"{root / 'train'} holds {len(classes)} class folders: at least two are needed")
+    if options.classes not in (None, len(classes)):
+        raise ValueError(
+            f"data.classes={options.classes} was declared and {root / 'train'} holds {len(classes)} class folders:"
+            f" point data.root at the right pictures or set data.classes={len(classes)}"
+        )
     source = _list(root / "train", classes)
     others = {name: _list(root / name, classes) for name in held_out}
     every = np.arange(len(source.labels))

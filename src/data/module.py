@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from src.data import sources, transforms
 from src.data.options import DataOptions
-from src.data.sampling import NO_AUGMENTATION, EpochBatches, OrderedBatches, RawBatch, loader
+from src.data.sampling import NO_AUGMENTATION, EpochBatches, OrderedBatches, RawBatch, epoch_lengths, loader
 from src.data.splits import DataFacts, ImageData, ImageSplit, Pictures
 from src.data.storage import make_once
 
@@ -38,6 +38,7 @@ class ImageDataModule(pl.LightningDataModule):
     Batches reach the model as (images float32 (B, 3, r, r) normalised, channels_last; labels int64 (B,)), with r the
     `resolution` in training, validation, test and activation maps. Only training batches are augmented, at stored size.
     With several devices the Trainer needs `use_distributed_sampler=False`: batches are shared among ranks here.
+    Every training epoch is all pictures, unless `cut_run` was asked for a run of an exact number of steps.
 
     Args:
         options: the data set.
@@ -63,6 +64,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.facts: DataFacts = sources.facts(options)
         self._data: ImageData | None = None
+        self._lengths: tuple[int, ...] | None = None
 
     def prepare_data(self) -> None:
         """Download and decode what is missing (one process a machine)."""
@@ -101,9 +103,26 @@ class ImageDataModule(pl.LightningDataModule):
         """How often the test split was opened."""
         return self.data.test.openings
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches in one pass over the training pictures (the short last one is dropped)."""
+        return EpochBatches(len(self.data.train), self.batch_size, self.seed, *self._rank()).whole
+
+    def cut_run(self, steps: int) -> tuple[int, ...]:
+        """Make the training run last exactly `steps` batches; returns how many of them each epoch has.
+
+        Epochs are cut by `epoch_lengths`; `epochs * steps_per_epoch` steps are `epochs` whole epochs, the same as
+        without this call. Where lengths differ, the Trainer needs `reload_dataloaders_every_n_epochs=1`.
+        """
+        self._lengths = epoch_lengths(steps, self.steps_per_epoch)
+        return self._lengths
+
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Shuffled, augmented batches; epoch k follows from (seed, k) alone."""
-        batches = EpochBatches(len(self.data.train), self.batch_size, self.seed, *self._rank())
+        batches = EpochBatches(len(self.data.train), self.batch_size, self.seed, *self._rank(), lengths=self._lengths)
+        if self.trainer is not None and self.trainer.training:
+            # Lightning asks for the length, and starts workers, before it calls `set_epoch` with this number.
+            batches.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         return loader(self.data.train, batches, self.options.workers)
 
     def val_dataloader(self) -> DataLoader[RawBatch]:

@@ -61,6 +61,7 @@ class DataOptions:
     val_fraction: float = 0.1  # of train/; unused by clutter and by a folder with both val/ and test/
     split_seed: int = 0  # of the data, never of a run: all arms and seeds see the same splits
     stored_pixels: int | None = None  # folder: side of the stored squares; null: median shorter side, at most 256
+    classes: int | None = None  # folder: how many there must be; with stored_pixels a study can be planned without root
     train_limit: int | None = None  # stratified seeded subsets; null: everything
     val_limit: int | None = None
     test_limit: int | None = None
@@ -73,14 +74,21 @@ class DataOptions:
         check_choice("data.kind", self.kind, KINDS)
         if not self.name.strip():
             raise ValueError(f"data.name={self.name!r} is empty: give the data a name to report it under")
-        if self.kind == "folder" and not self.root:
-            raise ValueError("data.root is missing: data.kind=folder needs the directory that holds train/")
+        if self.kind == "folder" and not self.root and (self.classes is None or self.stored_pixels is None):
+            raise ValueError(
+                "data.root is missing: data.kind=folder needs the directory that holds train/ (or data.classes and"
+                " data.stored_pixels, to plan a study without pictures)"
+            )
         if self.kind == "clutter" and self.root:
             raise ValueError(f"data.root={self.root!r} is unused by data.kind=clutter: leave it null")
         if self.stored_pixels is not None:
             if self.kind != "folder":
                 raise ValueError(f"data.stored_pixels={self.stored_pixels} needs data.kind=folder: leave it null")
             _between("data.stored_pixels", self.stored_pixels, 8, 1024)
+        if self.classes is not None:
+            if self.kind != "folder":
+                raise ValueError(f"data.classes={self.classes} needs data.kind=folder: leave it null")
+            _at_least("data.classes", self.classes, 2)
         if not 0.0 < self.val_fraction <= 0.5:
             raise ValueError(f"data.val_fraction={self.val_fraction} is impossible: choose above 0 and at most 0.5")
         for key in ("train_limit", "val_limit", "test_limit"):

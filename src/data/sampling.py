@@ -31,18 +31,43 @@ class RawBatch(NamedTuple):
     seed: int
 
 
+def epoch_lengths(steps: int, steps_per_epoch: int) -> tuple[int, ...]:
+    """Cut a run of `steps` batches into the fewest epochs of at most `steps_per_epoch`, as evenly as possible.
+
+    Lengths differ by at most 1, the longer ones first, and sum to `steps`; whole epochs where `steps` allows it.
+    """
+    assert steps >= 0 and steps_per_epoch >= 1
+    if steps == 0:
+        return ()
+    epochs = -(-steps // steps_per_epoch)
+    length, longer = divmod(steps, epochs)
+    return (length + 1,) * longer + (length,) * (epochs - longer)
+
+
 class EpochBatches(Sampler[BatchPlan]):
     """Shuffled training batches. Epoch k's order and augmentation follow from (seed, k), whatever ran before.
 
     With `world` processes each global batch of `world * batch_size` pictures is cut into disjoint parts, one a rank.
     The short last batch is dropped; a set smaller than one batch is a single batch (of equal parts for all ranks).
+    With `lengths`, epoch k is the first `lengths[k]` batches of what it would be without.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        lengths: tuple[int, ...] | None = None,
+    ) -> None:
         if count < world:
             raise ValueError(f"{count} training pictures are too few for {world} processes: use at most {count}")
         self.count, self.batch_size = count, min(batch_size, count // world)
         self.seed, self.rank, self.world = seed, rank, world
+        self.whole = self.count // (self.batch_size * world)  # batches of an epoch that is not cut
+        assert lengths is None or max(lengths) <= self.whole
+        self.lengths = lengths
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -50,7 +75,7 @@ class EpochBatches(Sampler[BatchPlan]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.count // (self.batch_size * self.world)
+        return self.whole if self.lengths is None else self.lengths[self.epoch]
 
     def __iter__(self) -> Iterator[BatchPlan]:
         order = np.random.default_rng([1, self.seed, self.epoch]).permutation(self.count)

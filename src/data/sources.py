@@ -12,10 +12,21 @@ _SOURCES = {"clutter": clutter, "cifar10": cifar10, "folder": folder}
 def facts(options: DataOptions) -> DataFacts:
     """Name, classes, stored side and whether there are boxes; cheap: nothing is downloaded or decoded.
 
+    They may be there before the pictures: see `check_available`.
+
     Raises:
         ValueError: the data cannot be used as asked.
     """
     return _SOURCES[options.kind].facts(options)
+
+
+def check_available(options: DataOptions) -> None:
+    """Refuse, before anything starts, to train on pictures that are only declared; touches next to no files.
+
+    Raises:
+        ValueError: the pictures are not there and cannot be fetched; says what to do.
+    """
+    _SOURCES[options.kind].check_available(options)
 
 
 def prepare(options: DataOptions) -> None:

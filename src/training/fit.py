@@ -67,8 +67,8 @@ class Progress(Callback):
     """Tells `report` where training stands: epoch, step, images/s and seconds left, estimated from the last seconds'
     pace."""
 
-    def __init__(self, report: Report, epochs: int, steps_per_epoch: int) -> None:
-        self.report, self.epochs, self.steps_per_epoch = report, epochs, steps_per_epoch
+    def __init__(self, report: Report, epochs: int, steps: int) -> None:
+        self.report, self.epochs, self.steps = report, epochs, steps
         self.started = time.perf_counter()
         self.first_step = 0
 
@@ -79,14 +79,14 @@ class Progress(Callback):
         assert isinstance(pl_module, Classifier)
         elapsed = time.perf_counter() - self.started
         done = trainer.global_step - self.first_step
-        left = (self.epochs * self.steps_per_epoch - trainer.global_step) * elapsed / max(1, done)
+        left = (self.steps - trainer.global_step) * elapsed / max(1, done)
         last = pl_module.history[-1] if pl_module.history else None
         self.report(
             phase="training",
             epoch=trainer.current_epoch + 1,
             epochs=self.epochs,
             step=trainer.global_step,
-            steps=self.epochs * self.steps_per_epoch,
+            steps=self.steps,
             images_per_second=last.images_per_second if last else done * pl_module.recipe.batch_size / elapsed,
             seconds_left=left,
             val_accuracy=last.val_accuracy if last else None,
@@ -102,10 +102,13 @@ def fit(
     folder: Path,
     logger: Logger | bool,
     report: Report,
-    steps_per_epoch: int,
+    lengths: tuple[int, ...],
 ) -> Fit:
-    """Train for `recipe.epochs` epochs and load the weights (averaged, if averaging is on) of the best validation
-    accuracy.
+    """Train for epochs of `lengths` optimizer steps, validate after each, and load the weights (averaged, if averaging
+    is on) of the best validation accuracy.
+
+    The schedule and the memory of the average are those of `sum(lengths)` steps. `lengths` must be what `data` yields
+    (`ImageDataModule.cut_run`).
 
     Writes `history.csv` and `checkpoints/` into `folder`.
 
@@ -115,7 +118,7 @@ def fit(
             G5, G6).
         FloatingPointError: training diverged.
     """
-    steps = recipe.epochs * steps_per_epoch
+    steps = sum(lengths)
     check_schedule(recipe, steps)
     module = Classifier(network, recipe, steps)
     chosen = ModelCheckpoint(
@@ -131,7 +134,7 @@ def fit(
         folder / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
     )
     averaging = StepAveraging(1.0 - 1.0 / max(2.0, recipe.ema_horizon * steps)) if recipe.ema_horizon > 0.0 else None
-    callbacks: list[Callback] = [chosen, last, Progress(report, recipe.epochs, steps_per_epoch), HistoryFile(folder)]
+    callbacks: list[Callback] = [chosen, last, Progress(report, len(lengths), steps), HistoryFile(folder)]
     liveness = Liveness(averaging)
     callbacks += [liveness, averaging] if averaging else []
     _quiet()
@@ -139,13 +142,15 @@ def fit(
         accelerator=hardware.accelerator,
         devices=1,
         precision=hardware.precision,  # type: ignore[arg-type]
-        max_epochs=recipe.epochs,
+        max_epochs=len(lengths),
+        # Lightning counts the batches of a loader once: it must look again where epochs differ, or it skips validation.
+        reload_dataloaders_every_n_epochs=int(min(lengths) < max(lengths)),
         logger=logger,
         callbacks=callbacks,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=max(1, steps_per_epoch),
+        log_every_n_steps=min(lengths),
         default_root_dir=folder,
     )
     started = time.perf_counter()

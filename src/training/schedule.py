@@ -30,9 +30,8 @@ def check_schedule(recipe: Recipe, steps: int) -> None:
     rates = [rate_at(step, steps, recipe.warmup, recipe.final_learning_rate) for step in range(steps)]
     if steps < 2:
         raise ValueError(
-            f"recipe.epochs={recipe.epochs} with recipe.batch_size={recipe.batch_size} is a run of {steps}"
-            " step(s), which cannot be"
-            " annealed; use more epochs, more pictures or a smaller batch"
+            f"recipe.epochs={recipe.epochs} with recipe.batch_size={recipe.batch_size} gives a run of {steps}"
+            " step(s), which cannot be annealed; use more epochs, more pictures or a smaller batch"
         )
     if min(rates[:-1]) <= 0.0:
         raise ValueError(f"the learning rate is {min(rates):g} inside the run; it must stay above 0")

@@ -198,6 +198,24 @@ def test_download_is_checked_kept_and_shared(
     check(options(tmp_path, download=False), batches)
 
 
+def test_planning_needs_neither_network_nor_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10.urllib.request, "urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    given = options(tmp_path)
+    assert sources.facts(given) == cifar10.DataFacts("cifar10", cifar10.CLASS_NAMES, 32, has_boxes=False)
+    sources.check_available(given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_cannot_be_had_are_refused_before_training(tmp_path: Path, batches: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"data\.download=false: fetch .* or point data\.root"):
+        sources.check_available(options(tmp_path, download=False))
+    with pytest.raises(ValueError, match=r"holds no CIFAR-10"):
+        sources.check_available(options(tmp_path, root=str(tmp_path)))
+    sources.check_available(options(tmp_path, root=str(binary_folder(tmp_path, batches)), download=False))
+    write_tree(tmp_path / "copy", cifar10.CLASS_NAMES)
+    sources.check_available(options(tmp_path, root=str(tmp_path / "copy"), download=False))
+
+
 def test_offline_and_corrupt_downloads_leave_one_sentence_and_no_rubbish(
     tmp_path: Path, batches: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,36 @@ def test_unusable_trees_are_refused_in_one_sentence(tmp_path: Path) -> None:
     refused(tree(tmp_path / "8", count=1), "single training picture")
 
 
+@pytest.mark.parametrize("root", [None, ""])
+def test_declared_facts_plan_a_study_and_train_nothing(tmp_path: Path, root: str | None) -> None:
+    declared = dataclasses.replace(options(tmp_path), root=root, classes=1000, stored_pixels=512)
+    facts = sources.facts(declared)
+    assert (facts.name, len(facts.class_names), len(set(facts.class_names))) == ("mine", 1000, 1000)
+    assert (facts.native_pixels, facts.has_boxes) == (512, False)
+    for action in (sources.check_available, sources.prepare, sources.load):
+        with pytest.raises(ValueError, match=r"^data\.root has no value: mine can be planned .* needs .*train/"):
+            action(declared)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_declared_classes_are_held_against_the_pictures(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d")
+    assert sources.facts(options(root, classes=2)) == sources.facts(options(root))
+    assert sources.load(options(root, classes=2)).fingerprint == sources.load(options(root)).fingerprint
+    for action in (sources.facts, sources.prepare, sources.load):
+        with pytest.raises(ValueError, match=r"data\.classes=3 was declared and .*train holds 2 .*set data\.classes=2"):
+            action(options(root, classes=3))
+
+
+def test_availability_is_told_without_listing_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(tmp_path / "d")
+    monkeypatch.setattr(os, "walk", lambda *_: pytest.fail("listed the pictures"))
+    sources.check_available(options(root))
+    with pytest.raises(ValueError, match=r"data\.root=.*nowhere has no train/"):
+        sources.check_available(options(tmp_path / "nowhere"))
+    sources.check_available(DataOptions("clutter", "clutter"))
+
+
 def test_broken_file_is_named_and_nothing_half_made_is_kept(tmp_path: Path) -> None:
     root = tree(tmp_path / "d")
     victim = root / "train" / "b" / "3.png"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from src.data.module import ImageDataModule, _spread
 from src.data.options import AugmentationOptions, ClutterOptions, DataOptions
-from src.data.sampling import NO_AUGMENTATION, EpochBatches, OrderedBatches
+from src.data.sampling import NO_AUGMENTATION, EpochBatches, OrderedBatches, epoch_lengths
 
 OPTIONS = DataOptions(
     "clutter",
@@ -65,6 +65,53 @@ def test_training_batches_share_each_epoch_without_double_counting(
     assert count - len(rows) < size * world
     seeds = [batch.seed for plan in plans for batch in plan]
     assert len(set(seeds)) == len(seeds) and min(seeds) >= 0
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2000), st.integers(1, 300))
+def test_a_run_is_cut_into_the_fewest_and_most_even_epochs(steps: int, longest: int) -> None:
+    lengths = epoch_lengths(steps, longest)
+    assert sum(lengths) == steps and list(lengths) == sorted(lengths, reverse=True)
+    assert all(1 <= length <= longest for length in lengths)
+    assert not lengths or max(lengths) - min(lengths) <= 1
+    assert (len(lengths) - 1) * longest < steps <= len(lengths) * longest or steps == len(lengths) == 0
+    assert epoch_lengths(steps * longest, longest) == (longest,) * steps
+
+
+def test_a_cut_by_hand() -> None:
+    assert epoch_lengths(7, 3) == (3, 2, 2) and epoch_lengths(11, 4) == (4, 4, 3) and epoch_lengths(4, 3) == (2, 2)
+
+
+def plans(batches: EpochBatches, number: int) -> list[tuple[tuple[int, ...], int]]:
+    batches.set_epoch(number)
+    found = [(tuple(map(int, plan.rows)), plan.seed) for plan in batches]
+    assert len(found) == len(batches)
+    return found
+
+
+@settings(deadline=None)
+@given(st.integers(2, 60), st.integers(1, 20), st.integers(1, 2), st.integers(1, 40), st.integers(0, 3))
+def test_a_cut_epoch_is_the_beginning_of_the_whole_one(
+    count: int, size: int, world: int, steps: int, seed: int
+) -> None:
+    whole = EpochBatches(count, size, seed, world - 1, world)
+    lengths = epoch_lengths(steps, len(whole))
+    cut = EpochBatches(count, size, seed, world - 1, world, lengths=lengths)
+    for number, length in enumerate(lengths):
+        assert plans(cut, number) == plans(whole, number)[:length]
+
+
+def test_order_and_augmentation_seeds_are_those_of_the_first_release() -> None:
+    """Spelt out a second time, so that no change of the sampler can change the results of old studies unseen."""
+    data = module(seed=3)
+    assert data.steps_per_epoch == 4 and data.cut_run(12) == (4, 4, 4)
+    for batches in (EpochBatches(70, 16, 3), data.train_dataloader().sampler):
+        assert isinstance(batches, EpochBatches)
+        for number in range(3):
+            order = np.random.default_rng([1, 3, number]).permutation(70)
+            for index, (rows, seed) in enumerate(plans(batches, number)):
+                state = np.random.SeedSequence([2, 3, number, index, 0]).generate_state(1, np.uint64)
+                assert rows == tuple(order[16 * index : 16 * index + 16]) and seed == int(state[0]) // 2
 
 
 @settings(deadline=None)

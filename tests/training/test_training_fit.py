@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import logging
 import math
@@ -32,6 +33,7 @@ from src.scaling.audit import hash_weights
 from src.training import fit as fit_module
 from src.training.fit import Progress, Split, curve_summary, evaluate, save_predictions
 from src.training.module import Classifier, EpochRow
+from src.training.schedule import rate_at
 
 COLUMNS = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,learning_rate,seconds,images_per_second"
 TIMES = ("seconds", "images_per_second")
@@ -179,7 +181,7 @@ def test_seconds_left_come_from_the_pace_of_this_process(monkeypatch: pytest.Mon
     clock = [100.0]
     monkeypatch.setattr(fit_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     reports: list[dict[str, Any]] = []
-    progress = Progress(lambda **values: reports.append(values), epochs=2, steps_per_epoch=5)
+    progress = Progress(lambda **values: reports.append(values), epochs=2, steps=10)
     module = Classifier(network(), RECIPE, 10)
     clock[0] = 200.0
     progress.on_train_start(SimpleNamespace(global_step=4), module)  # type: ignore[arg-type]
@@ -235,9 +237,16 @@ def test_one_seed_is_one_result_to_the_bit(pictures: DataOptions, tmp_path: Path
     assert all(mine != other for mine, other in zip(results[0], results[2], strict=True))
 
 
-@pytest.mark.parametrize("ema_horizon", [0.1, 0.0])
+@pytest.mark.parametrize(
+    ("ema_horizon", "steps", "workers"), [(0.1, 24, 0), (0.0, 24, 0), (0.1, 24, 1), (0.1, 22, 0), (0.1, 22, 1)]
+)
 def test_a_resumed_run_equals_the_uninterrupted_one(
-    pictures: DataOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_horizon: float
+    pictures: DataOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ema_horizon: float,
+    steps: int,
+    workers: int,
 ) -> None:
     recipe = changed(epochs=4, dropout=0.0, drop_path=0.0, ema_horizon=ema_horizon)
     folder, half, finished = (tmp_path / name for name in ("arm", "half", "finished"))
@@ -246,12 +255,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
         if values["step"] == 13:  # the first of epoch 3: last.ckpt is that of epoch 2
             shutil.copytree(folder, half)
 
-    whole = train(folder, pictures_of(pictures), recipe, report=keep_half)
+    pictures = dataclasses.replace(pictures, workers=workers)
+    whole = train(folder, pictures_of(pictures), recipe, report=keep_half, steps=steps)
     folder.rename(finished)
     half.rename(folder)
     watch(monkeypatch, ckpt_path=folder / "checkpoints" / "last.ckpt")
-    resumed = train(folder, pictures_of(pictures), recipe, seed=99)
-    assert [report["step"] for report in resumed.reports] == list(range(13, 25))
+    resumed = train(folder, pictures_of(pictures), recipe, seed=99, steps=steps)
+    assert [report["step"] for report in resumed.reports] == list(range(13, steps + 1))
     assert rows_without_times(resumed) == rows_without_times(whole)
     assert (folder / "history.csv").read_text().startswith((finished / "history.csv").read_text()[:200])
     for name in ("best", "last"):
@@ -262,13 +272,99 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert facts[0] == facts[1]
 
 
+class Diary(Callback):
+    """Notes the rate of every step, the labels it saw, and the step at which each epoch validated."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.labels: list[list[int]] = []
+        self.counted: list[int | float] = []
+        self.validated: list[int] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.labels.append(batch[1].tolist())
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.counted.append(trainer.num_training_batches)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated.append(trainer.global_step)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("steps", "lengths"),
+    [(7, (3, 2, 2)), (4, (2, 2)), (8, (3, 3, 2)), (9, (3, 3, 3)), (2, (2,))],
+)
+def test_a_run_lasts_exactly_the_steps_asked_for(
+    pictures: DataOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    lengths: tuple[int, ...],
+    workers: int,
+) -> None:
+    """Epochs of at most 3 steps of 16 of the 48 pictures; the recipe's own 5 epochs are not what the run lasts."""
+    recipe = changed(epochs=5, batch_size=16)
+    data = pictures_of(dataclasses.replace(pictures, workers=workers), recipe)
+    diary = Diary()
+    watch(monkeypatch, [diary])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = train(tmp_path, data, recipe, steps=steps)
+    assert [str(warning.message) for warning in caught if "Lightning" in str(warning.message)] == []
+    ends = list(np.cumsum(lengths))
+    assert data.cut_run(steps) == lengths == tuple(diary.counted) and diary.validated == ends
+    assert run.fit.steps == run.fit.ema_updates == steps == ends[-1]
+
+    expected = [0.02 * rate_at(step, steps, recipe.warmup, recipe.final_learning_rate) for step in range(steps)]
+    assert diary.rates == pytest.approx(expected) and diary.rates[-1] == pytest.approx(0.02 * 0.01)
+    seen = []
+    for number, length in enumerate(lengths):
+        order = np.random.default_rng([1, 0, number]).permutation(48)[: 16 * length]
+        seen += data.data.train.labels[order].reshape(-1, 16).tolist()
+    assert diary.labels == seen
+
+    history = run.fit.history
+    assert [row.epoch for row in history] == list(range(1, len(lengths) + 1))
+    assert [row.images_per_second * row.seconds for row in history] == pytest.approx([16 * n for n in lengths])
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + len(lengths)
+    best, last = checkpoint(tmp_path, "best"), checkpoint(tmp_path, "last")
+    assert (last["epoch"], last["global_step"]) == (len(lengths) - 1, steps)
+    assert best["global_step"] == ends[run.fit.best_epoch - 1]
+    val = evaluate(run.fit.module, data, "val", CPU)
+    assert history[run.fit.best_epoch - 1].val_loss == pytest.approx(val.loss, rel=1e-5)
+
+    assert [report["step"] for report in run.reports] == list(range(1, steps + 1))
+    assert [report["epoch"] for report in run.reports] == [k for k, n in enumerate(lengths, 1) for _ in range(n)]
+    assert {(report["epochs"], report["steps"]) for report in run.reports} == {(len(lengths), steps)}
+    assert all(report["seconds_left"] > 0.0 for report in run.reports[:-1]) and run.reports[-1]["seconds_left"] == 0.0
+
+
+def test_whole_epochs_are_the_run_that_was_not_cut(pictures: DataOptions, tmp_path: Path) -> None:
+    cut = train(tmp_path / "cut", pictures_of(pictures), steps=18)
+    uncut = train(tmp_path / "uncut", pictures_of(pictures), lengths=(6, 6, 6))
+    assert rows_without_times(cut) == rows_without_times(uncut)
+    for name in ("best", "last"):
+        states = [checkpoint(run.folder, name)["state_dict"] for run in (cut, uncut)]
+        assert network_hash(states[0]) == network_hash(states[1])
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_run_cut_too_short_is_refused(pictures: DataOptions, tmp_path: Path, steps: int) -> None:
+    data = pictures_of(pictures)
+    with pytest.raises(ValueError, match=rf"gives a run of {steps} step.*more epochs"):
+        train(tmp_path, data, lengths=data.cut_run(steps))
+
+
 def test_a_run_of_another_length_than_its_schedule_is_no_result(pictures: DataOptions, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"took 18 optimizer steps, its schedule 21"):
-        train(tmp_path, pictures_of(pictures), steps_per_epoch=7)
+        train(tmp_path, pictures_of(pictures), lengths=(7, 7, 7))
 
 
 def test_a_schedule_that_does_not_fit_stops_before_training(pictures: DataOptions, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"recipe\.epochs=1 .*recipe\.batch_size=48 is a run of 1 step"):
+    with pytest.raises(ValueError, match=r"recipe\.epochs=1 .*recipe\.batch_size=48 gives a run of 1 step"):
         train(tmp_path, pictures_of(pictures, changed(batch_size=48)), changed(epochs=1, batch_size=48))
     assert list(tmp_path.iterdir()) == []
 

@@ -28,9 +28,8 @@ from src.training.options import Recipe
 CPU = Hardware("cpu", "cpu", "32-true", 1)
 SIDE = 16
 COLOURS = {"blue": (70, 90, 150), "green": (70, 150, 90), "red": (150, 90, 70)}
-TABLE = Network(
-    "tiny", SIDE, Stem(8, 2), (Stage("mbconv", 3, 2, 2, 8, 2, 0.25),), 16, norm=Norm(momentum=0.1), channel_divisor=4
-)
+STAGE = Stage(block="mbconv", kernel=3, stride=2, channels=8, repeats=2, expand=2, se_ratio=0.25)
+TABLE = Network("tiny", SIDE, Stem(8, 2), (STAGE,), 16, norm=Norm(momentum=0.1), channel_divisor=4)
 RECIPE = Recipe(
     name="tiny",
     epochs=3,
@@ -103,9 +102,10 @@ def train(
     seed: int = 0,
     hardware: Hardware = CPU,
     report: Any = None,
-    steps_per_epoch: int | None = None,
+    steps: int | None = None,
+    lengths: tuple[int, ...] | None = None,
 ) -> Run:
-    """`fit` as `src.arm` calls it."""
+    """`fit` as `src.arm` calls it, for whole epochs or exactly `steps`; `lengths` are those the schedule is told."""
     folder.mkdir(parents=True, exist_ok=True)
     reports: list[dict[str, Any]] = []
 
@@ -124,7 +124,7 @@ def train(
         folder=folder,
         logger=False,
         report=keep,
-        steps_per_epoch=steps_per_epoch or len(data.train_dataloader()),
+        lengths=data.cut_run(steps or recipe.epochs * data.steps_per_epoch) if lengths is None else lengths,
     )
     return Run(fitted, data, folder, reports)
 
