@@ -7,6 +7,7 @@ Started by the launcher, one process an arm. Exit code 0: the record is written;
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
 import time
@@ -28,10 +29,12 @@ from src.messages import UserMistake, mistakes
 from src.networks.build import build
 from src.record import RunRecord
 from src.scaling import audit
+from src.scaling.rules import Factors
 from src.study import CONF, Arm, code_revision, machine, plan
 from src.tracking.wandb_run import Tracker, tracked_run
 from src.training.fit import Fit, Split, curve_summary, evaluate, fit, save_predictions
 from src.training.hardware import Hardware, peak_memory_bytes, resolve
+from src.training.schedule import check_schedule
 
 CAM_SEED = 0  # of the choice of pictures for activation maps: the same pictures in every arm, seed and study
 CAM_KEY = "class_activation_maps"
@@ -67,13 +70,15 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, started: float) -> RunRe
     study, scaled = arm.study, arm.scaled
     start_time = datetime.now(UTC).isoformat(timespec="seconds")
     progress = ProgressFile(folder)
-    progress.update(phase="data", epochs=study.recipe.epochs)
+    progress.update(phase="data", epochs=math.ceil(arm.epochs))
     torch.set_num_threads(hardware.threads)
     with mistakes(CONF):
         data = ImageDataModule(study.data, scaled.resolution, study.recipe.batch_size, EVALUATION_BATCH, study.seed)
         data.prepare_data()
         data.setup()
         _check_sizes(arm, data)
+        lengths = data.cut_run(max(1, round(arm.epochs * data.steps_per_epoch)))
+        check_schedule(study.recipe, sum(lengths))
     pl.seed_everything(study.seed, verbose=False)
     network = build(scaled.network, scaled.base.classes, dropout=study.recipe.dropout, drop_path=study.recipe.drop_path)
     audit.check(audit.inspect_module(network, scaled.resolution), scaled, trained_resolution=scaled.resolution)
@@ -95,7 +100,7 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, started: float) -> RunRe
             folder=folder,
             logger=tracker.logger,
             report=progress.update,
-            steps_per_epoch=len(data.train_dataloader()),
+            lengths=lengths,
         )
         (side,) = fitted.module.sides_seen
         audited = audit.inspect_module(network, scaled.resolution)
@@ -192,6 +197,12 @@ def _record(
 ) -> RunRecord:
     s, study = arm.scaled, arm.study
     curves: dict[str, Any] = curve_summary(fitted.history)
+    asked_shares = study.scaling.shares or Factors(0.0, 0.0, 0.0)
+    pictures = fitted.steps * study.recipe.batch_size
+    price, base_price = s.price, s.base_price
+    if study.budget.currency == "train_macs":
+        price = 3 * audited.macs * pictures
+        base_price = 3 * s.base.cost.macs * study.recipe.epochs * data.steps_per_epoch * study.recipe.batch_size
     return RunRecord(
         study=study.study,
         arm=s.arm,
@@ -201,6 +212,7 @@ def _record(
         data=arm.facts.name,
         recipe=study.recipe.name,
         budget=s.budget,
+        currency=study.budget.currency,
         snapped_budget=s.snapped_budget,
         asked_depth=s.asked.depth,
         asked_width=s.asked.width,
@@ -211,14 +223,21 @@ def _record(
         base_resolution=s.base.resolution,
         blocks=sum(audited.repeats),
         native_resolution=arm.facts.native_pixels,
+        asked_share_depth=asked_shares.depth,
+        asked_share_width=asked_shares.width,
+        asked_share_resolution=asked_shares.resolution,
         share_depth=s.shares.depth,
         share_width=s.shares.width,
         share_resolution=s.shares.resolution,
+        price=float(price),
+        base_price=float(base_price),
         macs=audited.macs,
         base_macs=s.base.cost.macs,
         params=audited.params,
         activations=audited.activations,
         fvcore_total=audited.fvcore_total,
+        train_macs=3 * audited.macs * pictures,
+        predicted_memory_bytes=arm.memory_bytes,
         val_accuracy=val.accuracy,
         val_loss=val.loss,
         test_accuracy=test.accuracy,

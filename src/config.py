@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from src.data.options import DataOptions
 from src.launch.options import LaunchOptions
 from src.networks.table import Network
+from src.scaling.currency import BudgetOptions
 from src.scaling.rules import Rule
 from src.tracking.options import TrackingOptions
 from src.training.options import HardwareOptions, Recipe
@@ -37,8 +39,9 @@ class Study:
     study: str
     outputs: str
     seed: int
-    budget: float
+    budget: BudgetOptions
     cam_pictures: int
+    published: dict[str, float]
     dry_run: bool
     scaling: Rule
     network: Network
@@ -75,9 +78,12 @@ def parse(config: DictConfig) -> Study:
         omegaconf.errors.OmegaConfBaseException: the same, found by OmegaConf; `src.messages` turns it into a sentence.
     """
     task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    if isinstance(OmegaConf.select(task, "budget"), int | float):  # budget: 2 in a file is short for its multiple
+        task.budget = {"multiple": task.budget}
     _check_shape(Study, OmegaConf.to_container(task), "")
     merged = OmegaConf.merge(OmegaConf.structured(_mutable(Study)), task)
-    missing = sorted(OmegaConf.missing_keys(merged))
+    # Also what the schema has a default for: a file that leaves a key open wants it from the user.
+    missing = sorted(OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(task))
     if missing:
         raise ValueError(f"{missing[0]} has no value; give it on the command line, such as {missing[0]}=...")
     study = _construct(Study, OmegaConf.to_container(merged, resolve=True))
@@ -106,19 +112,21 @@ def to_mapping(study: Study) -> dict[str, Any]:
 
 def identity(study: Study, facts: Any) -> str:
     """SHA-256 of what decides an arm's result: the resolved config without paths, devices, logging and launching, and
-    what the data turned out to be. Equal hashes mean one arm; the base has one identity at every budget, since it
-    spends none."""
+    what the data turned out to be. Equal hashes mean one arm; coefficients and the base have one identity at every
+    budget, since they spend none, unless the budget decides how long they train."""
     mapping = to_mapping(study)
-    for key in ("study", "outputs", "dry_run", "tracking", "launcher", "cam_pictures"):
+    for key in ("study", "outputs", "published", "dry_run", "tracking", "launcher", "cam_pictures"):
         del mapping[key]
     for key in ("threads", "devices", "name"):
         del mapping["hardware"][key]
     data = mapping["data"]
     data["root"] = Path(data["root"]).name if data["root"] else None
-    for key in ("cache", "download", "workers", "memory_limit"):
+    for key in ("cache", "download", "workers", "memory_limit", "classes"):
         del data[key]
-    if not study.scaling.scales:
-        mapping["budget"] = 1.0
+    if not study.scaling.solved and study.budget.currency != "train_macs":
+        mapping["budget"] = {"currency": study.budget.currency}
+    for block, key in (("network", "classes"), ("network", "source"), ("scaling", "source"), ("recipe", "source")):
+        del mapping[block][key]
     mapping["facts"] = dataclasses.asdict(facts)
     return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()
 
@@ -137,7 +145,8 @@ def _mutable(frozen: type) -> Any:
                 default = dataclasses.field(default_factory=kind)
         elif typing.get_origin(kind) is tuple:
             (element, _) = typing.get_args(kind)
-            kind = types.GenericAlias(list, (_mutable(element),))
+            block = dataclasses.is_dataclass(element)
+            kind = types.GenericAlias(list, (_mutable(typing.cast(type, element)) if block else element,))
         fields.append((f.name, kind, default))
     fields.sort(key=lambda entry: _has_default(entry[2]))
     return dataclasses.make_dataclass(frozen.__name__, fields)
@@ -161,8 +170,16 @@ def _check_shape(kind: Any, value: Any, key: str) -> None:
     elif typing.get_origin(kind) in (list, tuple):
         if not isinstance(value, list):
             raise ValueError(f"{key}={value!r} should be a list")
+        element = typing.get_args(kind)[0]
         for number, entry in enumerate(value):
-            _check_shape(typing.get_args(kind)[0], entry, f"{key}[{number}]")
+            place = f"{key}[{number}]"
+            _check_shape(element, entry, place)
+            if dataclasses.is_dataclass(element):
+                try:
+                    OmegaConf.merge(OmegaConf.structured(_mutable(typing.cast(type, element))), entry)
+                except OmegaConfBaseException as error:
+                    error.full_key = f"{place}.{error.full_key}"  # OmegaConf starts an entry's keys at the entry
+                    raise
 
 
 def _has_default(f: Any) -> bool:

@@ -44,7 +44,8 @@ class RunRecord:
     network: str
     data: str
     recipe: str
-    budget: float  # asked cost as a multiple of the base network's MACs
+    budget: float  # asked cost as a multiple of the base's, in `currency`; of coefficients, what they cost
+    currency: str  # macs, params, activations, train_macs, memory_bytes or latency_s
     snapped_budget: float  # the common multiple that all arms of this budget are solved to
     asked_depth: float  # multiplier of the base's repeats
     asked_width: float  # multiplier of the base's channels
@@ -55,15 +56,22 @@ class RunRecord:
     base_resolution: int  # pixels
     blocks: int
     native_resolution: int  # stored pixels of the data: beyond it, resolution adds compute and no information
-    share_depth: float  # share of log-MACs growth, in [0, 1]; the three sum to 1 (0 for the base)
+    asked_share_depth: float  # share of log-MACs growth that the rule asks for (0 where it asks for none)
+    asked_share_width: float
+    asked_share_resolution: float
+    share_depth: float  # realised share of log-MACs growth; the three sum to 1 (0 for the base)
     share_width: float
     share_resolution: float
     # Cost
+    price: float  # of this run, in the budget's currency
+    base_price: float
     macs: int
     base_macs: int
     params: int
     activations: int  # elements of convolution outputs, one picture
     fvcore_total: int  # fvcore's own total for one picture, batch norm and pooling included
+    train_macs: int  # of the whole run: 3 x MACs x pictures seen (forward, and twice that backward)
+    predicted_memory_bytes: int  # of training, from the cost twins
     # Result, at the validation-chosen epoch
     val_accuracy: float
     val_loss: float
@@ -199,6 +207,16 @@ class Metric:
     def format(self, value: float) -> str:
         """A shown value as text."""
         return f"{value:.{self.digits}f}"
+
+
+CURRENCY_LABELS = {
+    "macs": "MACs",
+    "params": "parameters",
+    "activations": "activations",
+    "train_macs": "training MACs",
+    "memory_bytes": "training bytes",
+    "latency_s": "seconds a picture",
+}
 
 
 def _same(value: float) -> float:

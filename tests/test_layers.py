@@ -28,7 +28,7 @@ ROOMS = (
     "launch",
 )
 # Then the wiring, in this order; any other module at the top is an entry point, which nothing imports.
-FLOORS = (*ROOMS, "config", "messages", "study")
+FLOORS = (*ROOMS, "config", "messages", "command", "study")
 
 UNKNOWN = {  # what a room knows nothing of, beside the rooms after it
     "scaling": {"lightning"},
@@ -41,8 +41,8 @@ UNKNOWN = {  # what a room knows nothing of, beside the rooms after it
 }
 ONLY = {  # who may import a library
     "wandb": {"tracking"},
-    "hydra": {"launch", "config", "messages", "study", "run"},
-    "omegaconf": {"launch", "config", "messages", "study", "run"},
+    "hydra": {"launch", "config", "messages", "command", "study"},
+    "omegaconf": {"launch", "config", "messages", "command", "study", "run", "explain"},
 }
 LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics")
 

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from src.config import Study, identity, parse
 from src.data.sources import facts
-from src.launch.hydra_launcher import register
-from src.study import plan_all, spread
+from src.launch.hydra_launcher import expand_jobs, register
+from src.command import SHORTHAND
+from src.scaling.solve import spread
+from src.study import budget_groups, plan_all
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -25,7 +28,7 @@ HEADINGS = ("Question:", "Command:", "Time:", "Source:")
 
 def composed(*overrides: str) -> DictConfig:
     """The config that the command line would give."""
-    register(lambda configs: [0] * len(configs), ROOT / "sweeps")
+    register(lambda configs: [0] * len(configs), ROOT / "sweeps", shorthand=SHORTHAND)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides=list(overrides), return_hydra_config=True)
 
@@ -38,10 +41,15 @@ def studies(*overrides: str, axes: dict[str, list[Any]]) -> list[Study]:
     ]
 
 
-def swept(name: str) -> dict[str, list[Any]]:
-    """What a named study sweeps over."""
-    params = composed(f"+sweep={name}").hydra.sweeper.params
-    return {str(key): str(value).split(",") for key, value in params.items()}
+def jobs(name: str) -> list[list[str]]:
+    """The overrides of every arm of a named study, as the sweeper hands them out."""
+    sweeper = composed(f"+sweep={name}").hydra.sweeper
+    return expand_jobs(sweeper.params, sweeper.arms, [], OverridesParser.create(), SHORTHAND)
+
+
+def named(name: str) -> list[Study]:
+    """All arms of a named study."""
+    return [parse(composed(f"+sweep={name}", *job)) for job in jobs(name)]
 
 
 @pytest.mark.parametrize("path", [*NAMED, *WANDB], ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -52,14 +60,15 @@ def test_a_study_says_what_it_asks_how_to_run_it_how_long_it_takes_and_where_it_
 
 @pytest.mark.parametrize("path", NAMED, ids=lambda path: path.stem)
 def test_a_named_study_composes_solves_and_is_matched(path: Path) -> None:
-    arms = plan_all(studies(f"+sweep={path.stem}", axes=swept(path.stem)))
+    arms = plan_all(named(path.stem))
     assert {arm.study.study for arm in arms} == {path.stem}
-    assert spread([arm.scaled for arm in arms if arm.study.scaling.scales]) <= 0.01
+    assert all(spread(group) <= 0.01 for group in budget_groups(arms).values())
     assert f"+sweep={path.stem}" in path.read_text()
 
 
 def test_axes_holds_all_five_arms_with_three_seeds() -> None:
-    assert swept("axes") == {"scaling": ["base", "depth", "width", "resolution", "compound"], "seed": ["0", "1", "2"]}
+    found = {(study.scaling.name, study.seed) for study in named("axes")}
+    assert found == set(itertools.product(["base", "depth", "width", "resolution", "compound"], [0, 1, 2]))
 
 
 @pytest.mark.parametrize("path", WANDB, ids=lambda path: path.stem)
@@ -69,7 +78,7 @@ def test_a_wandb_sweep_trains_the_arms_of_its_twin(path: Path) -> None:
     assert module == "src.run" and sweep["command"][-1] == "${args_no_hyphens}"
     axes = {key: entry["values"] for key, entry in sweep["parameters"].items()}
     handed_out = {identity(study, facts(study.data)) for study in studies(*fixed, axes=axes)}
-    twin = {identity(s, facts(s.data)) for s in studies(f"+sweep={path.stem}", axes=swept(path.stem))}
+    twin = {identity(s, facts(s.data)) for s in named(path.stem)}
     assert handed_out == twin
 
 

@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -40,16 +41,21 @@ SWEEP_GROUP = "sweep"
 _NAMESPACE = "hydra_plugins.scalestudy"
 
 
-def register(run_all: RunAll, sweeps: Path, groups: Sequence[str] = ()) -> None:
+def register(
+    run_all: RunAll, sweeps: Path, groups: Sequence[str] = (), shorthand: Mapping[str, str] | None = None
+) -> None:
     """Make `hydra/launcher=process`, `hydra/sweeper=study` and `+sweep=NAME` known; call it before `hydra.main` runs.
 
     Args:
         run_all: takes the resolved config of every job of a sweep (no `hydra` node), returns their exit codes.
         groups: config groups that must have exactly one option.
         sweeps: folder of named studies; its `*.yaml` files are the options of the group `sweep`, not its subfolders.
+        shorthand: blocks that may be written as one value, and the key that is meant: budget=2 is budget.multiple=2.
+            It holds in named studies and in `hydra.sweeper.params`; for the command line see `spell_out`.
     """
     StudyLauncher.run_all = staticmethod(run_all)
     StudyLauncher.groups = groups
+    StudySweeper.shorthand = SweepSource.shorthand = shorthand or {}
     SweepSearchPath.folder = sweeps.resolve()
     plugins = Plugins.instance()  # imports the real `hydra_plugins`, if other plugins are installed
     for plugin in (StudyLauncher, StudySweeper, SweepSource, SweepSearchPath):
@@ -64,6 +70,17 @@ def register(run_all: RunAll, sweeps: Path, groups: Sequence[str] = ()) -> None:
     store.store(group="hydra/sweeper", name=SWEEPER, node=_SweeperConf, provider="scalestudy")
 
 
+def spell_out(overrides: Sequence[str], shorthand: Mapping[str, str]) -> list[str]:
+    """Overrides with every shorthand key in full: budget=2,4 becomes budget.multiple=2,4; a block {...} stays."""
+    full = []
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        bare = key.lstrip("+")
+        meant = bool(sign) and bare in shorthand and not value.lstrip().startswith("{")
+        full.append(f"{key[: len(key) - len(bare)]}{shorthand[bare]}={value}" if meant else override)
+    return full
+
+
 @dataclass
 class _LauncherConf:
     _target_: str = f"{_NAMESPACE}.StudyLauncher"
@@ -73,6 +90,7 @@ class _LauncherConf:
 class _SweeperConf:
     _target_: str = f"{_NAMESPACE}.StudySweeper"
     params: dict[str, str] = field(default_factory=dict)
+    arms: list[str] = field(default_factory=list)
 
 
 class StudyLauncher(Launcher):
@@ -141,15 +159,19 @@ def check_choices(choices: Mapping[str, object], groups: Sequence[str]) -> None:
 class StudySweeper(Sweeper):
     """The product of all lists, where the command line beats `hydra.sweeper.params` key by key.
 
+    `hydra.sweeper.arms` lists arms that are no product, each a line of overrides, such as
+    "scaling=coefficients scaling.name=deep scaling.depth=4"; every one of them meets every combination of the rest.
+
     Unlike Hydra's basic sweeper it takes `+key`, `++key` and `~key` for the same key as `key`, and refuses what would
     be dropped in silence: a key given twice, a value given twice, an empty list, several named studies at once. It is
     no subclass of the basic one, because Hydra's plugin scan executes that class's module a second time.
     """
 
     __module__ = _NAMESPACE
+    shorthand: Mapping[str, str] = types.MappingProxyType({})
 
-    def __init__(self, params: DictConfig | None = None) -> None:
-        self.params = dict(params or {})
+    def __init__(self, params: DictConfig | None = None, arms: Sequence[str] | None = None) -> None:
+        self.params, self.arms = dict(params or {}), list(arms or [])
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -160,21 +182,49 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         assert self.hydra_context is not None and self.config is not None and self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        for key, value in self.params.items():
-            if OmegaConf.is_config(value):  # OmegaConf lets it pass as a string
-                raise ConfigCompositionException(
-                    f"hydra.sweeper.params.{key!s}={value} is one value, write a string such as {key!s}: a,b to sweep"
-                )
-        lines = [f"{key!s}={value}" for key, value in self.params.items()]
-        params = _by_key(parser.parse_overrides(lines), "hydra.sweeper.params")
-        given = _by_key(parser.parse_overrides(arguments), "the command line")
-        jobs = [list(job) for job in itertools.product(*map(_variants, {**params, **given}.values()))]
+        jobs = expand_jobs(self.params, self.arms, arguments, parser, self.shorthand)
         if not isinstance(self.launcher, StudyLauncher):
             self.validate_batch_is_legal(jobs)  # StudyLauncher composes every job before it starts the first
         returns = self.launcher.launch(jobs, initial_job_idx=0)
         for job in returns:
             _ = job.return_value  # raises what a job run inside this process has raised
         return [returns]
+
+
+def expand_jobs(
+    params: Mapping[Any, Any],
+    arms: Sequence[str],
+    arguments: Sequence[str],
+    parser: OverridesParser,
+    shorthand: Mapping[str, str],
+) -> list[list[str]]:
+    """The overrides of every job of a sweep.
+
+    Args:
+        params: `hydra.sweeper.params`, one string of values a key.
+        arms: `hydra.sweeper.arms`.
+        arguments: overrides of the command line; they beat `params` key by key.
+
+    Raises:
+        ConfigCompositionException: something would be dropped in silence.
+    """
+    for key, value in params.items():
+        if OmegaConf.is_config(value):  # OmegaConf lets it pass as a string
+            raise ConfigCompositionException(
+                f"hydra.sweeper.params.{key!s}={value} is one value, write a string such as {key!s}: a,b to sweep"
+            )
+    lines = spell_out([f"{key!s}={value}" for key, value in params.items()], shorthand)
+    swept = _by_key(parser.parse_overrides(lines), "hydra.sweeper.params")
+    given = _by_key(parser.parse_overrides(list(arguments)), "the command line")
+    listed = [_by_key(parser.parse_overrides(spell_out(arm.split(), shorthand)), arm) for arm in arms]
+    for clash in {key for arm in listed for key in arm} & {*swept, *given}:
+        raise ConfigCompositionException(
+            f"{clash[0]} is set by each arm that this study lists; leave it out, or run the arm you mean without the"
+            " study"
+        )
+    products = itertools.product(*map(_variants, {**swept, **given}.values()))
+    fixed = [[str(override.input_line) for override in arm.values()] for arm in listed] or [[]]
+    return [[*arm, *job] for job, arm in itertools.product(map(list, products), fixed)]
 
 
 def _by_key(overrides: Sequence[Override], place: str) -> dict[tuple[str, str | None], Override]:
@@ -214,6 +264,8 @@ class SweepSource(ConfigSource):
     A named study is placed at the root of the config, and runs as a sweep without `-m` if it says what to sweep over.
     """
 
+    shorthand: Mapping[str, str] = types.MappingProxyType({})
+
     @staticmethod
     def scheme() -> str:
         return "sweeps"
@@ -223,9 +275,15 @@ class SweepSource(ConfigSource):
         config = OmegaConf.load(path)
         header = self._get_header_dict(path.read_text(encoding="utf-8"))
         header["package"] = header["package"] or "_global_"
-        if isinstance(config, DictConfig) and OmegaConf.select(config, "hydra.sweeper.params"):
+        sweeps = ("hydra.sweeper.params", "hydra.sweeper.arms")
+        if isinstance(config, DictConfig) and any(OmegaConf.select(config, key) for key in sweeps):
             if OmegaConf.select(config, "hydra.mode") is None:
                 OmegaConf.update(config, "hydra.mode", "MULTIRUN")
+        for block, key in self.shorthand.items():
+            value = OmegaConf.select(config, block)
+            if value is not None and not OmegaConf.is_config(value):
+                OmegaConf.update(config, block, None)  # OmegaConf puts no block in place of a value
+                OmegaConf.update(config, key, value)
         return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)
 
     def _file(self, config_path: str) -> Path:

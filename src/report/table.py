@@ -9,7 +9,7 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from src.record import METRICS
+from src.record import CURRENCY_LABELS, METRICS
 from src.verdict.cells import Cell
 
 
@@ -34,7 +34,8 @@ def _metric(field: str, interval: bool = False) -> Column:
 
 def _budget(cell: Cell) -> str:
     snapped = cell.budget if cell.is_base else cell.first.snapped_budget
-    return f"{cell.budget:g}" if abs(snapped - cell.budget) < 0.005 else f"{cell.budget:g} → {snapped:.2f}"
+    unit = "" if cell.first.currency == "macs" else f" {CURRENCY_LABELS[cell.first.currency]}"
+    return (f"{cell.budget:g}" if abs(snapped - cell.budget) < 0.005 else f"{cell.budget:g} → {snapped:.2f}") + unit
 
 
 IDENTITY = (Column("arm", lambda cell: cell.name), Column("budget, asked → snapped", _budget))

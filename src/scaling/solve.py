@@ -2,8 +2,8 @@
 
 A network's cost is a step function of depth, width and resolution, so two rules asked for the same cost factor realise
 different ones (24 % apart in the paper's own comparison). Here the target is fixed first and each rule is then
-realised on the integer lattice - blocks per stage, channels per stage, input pixels - as the point within `TOLERANCE`
-of the target that keeps closest to what the rule asked for. An axis whose exponent is zero is never touched.
+realised on the integer lattice as the point within the tolerance of the target that keeps closest to what the rule
+asked for. An axis whose exponent is zero is never touched.
 
 The common target does not depend on which arms are in a sweep: it is the multiple nearest to the asked budget at which
 the three pure axes, which have the coarsest lattices, all can be met. So an arm that is added later, or run alone,
@@ -13,377 +13,322 @@ meets the others.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from src.networks.build import network_cost, stage_costs
+from src.networks.build import network_cost
 from src.networks.cost import Cost
-from src.networks.table import SMALLEST_FINAL_MAP, Network, check_final_map
-from src.scaling.rounding import round_channels
-from src.scaling.rules import DEPTH_ONLY, RESOLUTION_ONLY, WIDTH_ONLY, Factors, Rule
+from src.networks.table import Network, check_final_map
+from src.scaling.currency import MACS, Currency, Measured
+from src.scaling.lattice import (
+    Base,
+    Floats,
+    Lattice,
+    Mask,
+    neighbourhood,
+    nominal_factors,
+    shapley_shares,
+    shares_of,
+    unevenness,
+    waste,
+)
+from src.scaling.rounding import scale_as_released, scaled_resolution
+from src.scaling.rules import AXES, PURE, Factors, Rule
 
-TOLERANCE = 0.00497  # realised MACs of an arm against the common target; two arms are then within 1 % of each other
-SNAP_WINDOW = 0.05  # how far the common target may lie from the asked multiple
+TOLERANCE = 0.00497  # price of an arm against the common target; two arms are then within 1 % of each other
+MEASURED_TOLERANCE = 0.024  # the same for a currency read off a clock: two arms within 5 %
+SNAP_WINDOW = 0.10  # how far the common target may lie from the asked multiple
 LARGEST_BUDGET = 1000.0  # B7 is 98 times B0; beyond this a budget is a slip, and its lattice too large to search
-_SEARCH = 0.25  # half-width of the searched neighbourhood around the nominal factors, in log units
-_SHORTLIST = 32  # candidates whose exact shares are computed
-
-AXES = ("depth", "width", "resolution")
-
-
-@dataclass(frozen=True)
-class Base:
-    """The network that is scaled, at the resolution and with the classes it is trained for."""
-
-    network: Network
-    classes: int
-
-    @property
-    def resolution(self) -> int:
-        """Input side of the base, pixels."""
-        return self.network.resolution
-
-    @property
-    def cost(self) -> Cost:
-        """Cost of the unscaled network."""
-        return network_cost(self.network, self.network.resolution, self.classes)
+APART = 0.10  # a realised share this far from the requested one is flagged
+_SHARE_WEIGHT = 2.0  # of distance in shares, against uneven stages, padding and distance from the target
+_TARGETS = 801  # multiples tried within the snapping window
+_TRIALS = 12  # networks measured at most to meet a measured budget
 
 
 @dataclass(frozen=True)
 class ScaledNetwork:
     """One arm, solved: what was asked, what it became, and what it costs.
 
-    budget: asked MACs as a multiple of the base. snapped_budget: the common multiple all arms of that budget are
-        solved to.
+    budget: asked cost as a multiple of the base's; of coefficients and the base, what they cost. snapped_budget: the
+        common multiple that all arms of that budget are solved to.
     asked, realised: factors before and after rounding (depth in blocks, width in summed stage channels, resolution in
         pixels).
-    shares: part of the growth of log-MACs due to each axis (Shapley values); sums to 1, or
-        0 for the base.
+    shares: part of the growth of log-MACs due to each axis (Shapley values); sums to 1, or 0 for the base.
+    price, base_price: cost in the budget's currency, of this network and of the base.
     """
 
     arm: str
+    rule: Rule
     base: Base
     network: Network
     resolution: int
+    currency: str
     budget: float
     snapped_budget: float
     asked: Factors
     realised: Factors
     shares: Factors
     cost: Cost
+    price: float
+    base_price: float
+
+    @property
+    def multiple(self) -> float:
+        """Realised cost in the budget's currency, as a multiple of the base's."""
+        return self.price / self.base_price
+
+    @property
+    def pushed_apart(self) -> bool:
+        """Whether the lattice gave an axis a share that is more than `APART` from the one the rule asks for."""
+        asked = self.rule.shares
+        if asked is None or not self.rule.solved:
+            return False
+        return max(abs(got - want) for got, want in zip(self.shares.axes, asked.axes, strict=True)) > APART
 
 
-def realised_factors(base: Base, network: Network, resolution: int) -> Factors:
-    """Blocks, summed stage channels and pixels as multiples of the base's."""
-    return Factors(
-        network.blocks / base.network.blocks,
-        network.stage_channels / base.network.stage_channels,
-        resolution / base.resolution,
-    )
-
-
-def shapley_shares(base: Base, network: Network, resolution: int) -> Factors:
-    """How much of ln(MACs / base MACs) each axis is responsible for, averaged over the orders of switching them on.
-
-    Returns zeros when the cost did not change. Shares of a pure arm are exactly 1 on its own axis.
-    """
-
-    def log_macs(axes: frozenset[str]) -> float:
-        shape = base.network.with_shape(
-            network.repeats if "depth" in axes else base.network.repeats,
-            network.channels if "width" in axes else base.network.channels,
-        )
-        side = resolution if "resolution" in axes else base.resolution
-        return math.log(network_cost(shape, side, base.classes).macs)
-
-    value = {
-        frozenset(axes): log_macs(frozenset(axes)) for size in range(4) for axes in itertools.combinations(AXES, size)
-    }
-    growth = value[frozenset(AXES)] - value[frozenset()]
-    if growth == 0.0:
-        return Factors(0.0, 0.0, 0.0)
-    shares = dict.fromkeys(AXES, 0.0)
-    for order in itertools.permutations(AXES):
-        switched: frozenset[str] = frozenset()
-        for axis in order:
-            shares[axis] += (value[switched | {axis}] - value[switched]) / (6 * growth)
-            switched |= {axis}
-    return Factors(**shares)
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    repeats: tuple[int, ...]
-    channels: tuple[int, ...]
-    resolution: int
-    macs: int
-    distance: (
-        float  # from the requested log factors, plus how unevenly stages were rounded; a cheap stand-in for shares
-    )
-    roughness: float  # how unevenly stages were rounded, root mean square in log units
-
-
-def _lattice_steps(base: Base) -> Iterator[int]:
-    """Pixel steps to try, coarsest first: multiples of the output stride waste no computation on padding."""
-    step = base.network.output_stride
-    while step >= 1:
-        yield step
-        step //= 2
-
-
-def _resolutions(base: Base, rule: Rule, nominal: float) -> list[int]:
-    """Input sides to consider for a nominal factor: the nearest points of each lattice that keep a 4x4 final map."""
-    if rule.exponents.resolution == 0.0:
-        return [base.resolution]
-    exact = base.resolution * nominal
-    sides: dict[int, None] = {}
-    for step in _lattice_steps(base):
-        below = int(exact // step) * step
-        for side in (below, below + step):
-            if base.network.final_side(side) >= SMALLEST_FINAL_MAP:
-                sides[side] = None
-    return list(sides)
-
-
-def _uniform_channels(base: Base, rule: Rule, nominal: float) -> list[tuple[int, ...]]:
-    """Channel tuples of one width for all stages, near a nominal width."""
-    stock = base.network.channels
-    if rule.exponents.width == 0.0:
-        return [stock]
-    widths = np.exp(np.linspace(-_SEARCH, _SEARCH, 201) / 2) * nominal
-    return list(
-        dict.fromkeys(tuple(round_channels(c, float(w), base.network.channel_divisor) for c in stock) for w in widths)
-    )
-
-
-def _varied_channels(base: Base, rule: Rule, nominal: float) -> list[tuple[int, ...]]:
-    """The uniform tuples with one stage a divisor wider or narrower: the finer lattice, used when the coarse one
-    misses."""
-    divisor = base.network.channel_divisor
-    shapes: dict[tuple[int, ...], None] = {}
-    for shape in _uniform_channels(base, rule, nominal) if rule.exponents.width else []:
-        for stage, change in itertools.product(range(1, len(shape) - 1), (-divisor, divisor)):
-            varied = (*shape[:stage], shape[stage] + change, *shape[stage + 1 :])
-            if varied[stage] >= divisor:
-                shapes[varied] = None
-    return list(shapes)
-
-
-def _repeat_shapes(base: Base, rule: Rule, nominal: float) -> np.ndarray:
-    """Block tuples near a nominal depth, (candidates, stages): each stage floors or ceils its own product."""
-    stock = np.array(base.network.repeats)
-    if rule.exponents.depth == 0.0:
-        return stock[None]
-    rows: dict[tuple[int, ...], None] = {}
-    for depth in np.exp(np.linspace(-_SEARCH, _SEARCH, 11)) * nominal:
-        choices = [sorted({max(1, math.floor(x)), max(1, math.ceil(x))}) for x in stock * depth]
-        rows.update(dict.fromkeys(itertools.product(*choices)))
-    return np.array(list(rows))
-
-
-def _candidates(
-    base: Base, rule: Rule, target: float, nominal: Factors, channel_shapes: list[tuple[int, ...]]
-) -> list[_Candidate]:
-    """For each input side and channel tuple, the few block tuples nearest to the request among those within the
-    tolerance of `target`; where there are none, the one nearest in cost."""
-    stock, e = np.array(base.network.repeats), rule.exponents
-    growth = math.log(target / base.cost.macs)
-    repeats = _repeat_shapes(base, rule, nominal.depth)
-    depth_roughness = _roughness(repeats / stock)
-    depth_miss = np.abs(np.log(repeats.sum(axis=1) / stock.sum()) - e.depth * growth)
-    found: list[_Candidate] = []
-    for side, channels in itertools.product(_resolutions(base, rule, nominal.resolution), channel_shapes):
-        shape = base.network.with_shape(base.network.repeats, channels)
-        costs = stage_costs(shape, side, base.classes)
-        once = costs.total((1,) * len(stock)).macs
-        macs = once + (repeats - 1) @ np.array([following.macs for following in costs.next])
-        error = np.abs(macs / target - 1.0)
-        inside = np.flatnonzero(error <= TOLERANCE)
-        rows = inside if inside.size else np.array([error.argmin()])
-        width = shape.stage_channels / base.network.stage_channels
-        miss = abs(2 * math.log(width) - e.width * growth)
-        miss += abs(2 * math.log(side / base.resolution) - e.resolution * growth)
-        roughness = depth_roughness[rows] + _roughness(np.array([shape.channels[1:-1]]) / base.network.channels[1:-1])
-        distance = depth_miss[rows] + miss + roughness
-        for i in np.argsort(distance, kind="stable")[:4]:
-            row = rows[i]
-            block_tuple = tuple(int(n) for n in repeats[row])
-            found.append(
-                _Candidate(block_tuple, channels, side, int(macs[row]), float(distance[i]), float(roughness[i]))
-            )
-    return found
-
-
-def _roughness(ratios: np.ndarray) -> np.ndarray:
-    """Root mean square deviation of the log ratios from their own mean, per row: 0 when all stages grew alike."""
-    return np.log(ratios).std(axis=1)
-
-
-def _near(base: Base, rule: Rule, target: float) -> list[_Candidate]:
-    """Lattice points of `rule` within `TOLERANCE` of `target`; if there are none, the single nearest in cost."""
-    nominal = _nominal_factors(base, rule, target)
-    found: list[_Candidate] = []
-    for shapes in (_uniform_channels, _varied_channels):
-        found += _candidates(base, rule, target, nominal, shapes(base, rule, nominal.width))
-        inside = [c for c in found if abs(c.macs / target - 1.0) <= TOLERANCE]
-        if inside:
-            return inside
-    return [min(found, key=lambda c: abs(c.macs / target - 1.0))]
-
-
-def _nominal_factors(base: Base, rule: Rule, target: float) -> Factors:
-    """Factors at which the unrounded network would cost `target`: bisection on the cost factor s.
-
-    Fixed costs (stem, head, classifier) do not grow with depth, so s is not target / base.
-    """
-    low, high = 1e-3, 1e4
-    for _ in range(80):
-        middle = math.sqrt(low * high)
-        if _unrounded_macs(base, rule.factors(middle)) < target:
-            low = middle
-        else:
-            high = middle
-    return rule.factors(math.sqrt(low * high))
-
-
-def _unrounded_macs(base: Base, factors: Factors) -> float:
-    """MACs with fractional repeats, integer channels and area-proportional resolution."""
-    channels = tuple(max(1, round(c * factors.width)) for c in base.network.channels)
-    shape = base.network.with_shape(base.network.repeats, channels)
-    costs = stage_costs(shape, base.resolution, base.classes)
-    macs = float(costs.total((1,) * len(base.network.stages)).macs)
-    for following, n in zip(costs.next, base.network.repeats, strict=True):
-        macs += following.macs * (n * factors.depth - 1)
-    return macs * factors.resolution**2
-
-
-def realise(base: Base, rule: Rule, target: float) -> tuple[Network, int, Factors]:
-    """The lattice point of `rule` for `target` MACs: table, input side, Shapley shares.
-
-    Among points within `TOLERANCE` the one with the least distance between realised and requested shares, evenly
-    rounded stages and the smallest cost error wins; of equal ones the sharpest, since its pixels cost nothing.
-    Outside the tolerance it is the nearest in cost: the caller decides whether that is near enough.
-    """
-
-    def score(candidate: _Candidate, shares: Factors) -> tuple[float, int]:
-        distance = sum(abs(getattr(shares, axis) - getattr(rule.exponents, axis)) for axis in AXES)
-        total = distance + candidate.roughness + abs(candidate.macs / target - 1.0)
-        return round(total, 9), -candidate.resolution
-
-    shortlist = sorted(_near(base, rule, target), key=lambda c: (c.distance, -c.resolution))[:_SHORTLIST]
-    ranked = []
-    for candidate in shortlist:
-        network = base.network.with_shape(candidate.repeats, candidate.channels)
-        shares = shapley_shares(base, network, candidate.resolution)
-        ranked.append((score(candidate, shares), network, candidate.resolution, shares))
-    _, network, resolution, shares = min(ranked, key=lambda row: row[0])
-    return network, resolution, shares
-
-
-def _meets(base: Base, rule: Rule, target: float) -> bool:
-    return abs(_near(base, rule, target)[0].macs / target - 1.0) <= TOLERANCE
-
-
-def _rungs(base: Base, budget: float, window: float) -> list[float]:
-    """Multiples that pure resolution scaling can realise within `window` of `budget`, wasteless lattices first.
-
-    All lie on the budget's side of 1, and so far from it that the base itself does not meet them.
-    """
-    low, high = budget / (1.0 + window), budget * (1.0 + window)
-    rungs: dict[float, None] = {}
-    for step in _lattice_steps(base):
-        around = int(base.resolution * math.sqrt(budget) / step)
-        reach = int(base.resolution * math.sqrt(budget) * window / step) + 2
-        group = []
-        for count in range(max(1, around - reach), around + reach + 1):
-            side = count * step
-            if base.network.final_side(side) < SMALLEST_FINAL_MAP:
-                continue
-            multiple = network_cost(base.network, side, base.classes).macs / base.cost.macs
-            grows = multiple > 1.0 + 2 * TOLERANCE if budget > 1.0 else multiple < 1.0 - 2 * TOLERANCE
-            if low <= multiple <= high and grows:
-                group.append(multiple)
-        for multiple in sorted(group, key=lambda m: abs(math.log(m / budget))):
-            rungs[multiple] = None
-    return list(rungs)
-
-
-def _common_targets(base: Base, rungs: Iterable[float]) -> Iterator[float]:
-    """Multiples of the base's MACs at `rungs` that all three pure axes meet, in the order of the rungs.
-
-    Rungs come from the pure resolution axis, whose lattice is coarsest; a target may lie off its rung by less than the
-    tolerance.
-    """
-    for rung in rungs:
-        for offset in (0.0, -0.45, 0.45):
-            multiple = rung * (1.0 + offset * TOLERANCE)
-            if all(_meets(base, rule, multiple * base.cost.macs) for rule in (RESOLUTION_ONLY, DEPTH_ONLY, WIDTH_ONLY)):
-                yield multiple
-
-
-@functools.lru_cache(maxsize=256)
-def snap_budget(base: Base, budget: float) -> float | None:
-    """The multiple of the base's MACs that all arms asked for `budget` are solved to; None if the pure axes share
-    none."""
-    return next(_common_targets(base, _rungs(base, budget, SNAP_WINDOW)), None)
-
-
-def solve(base: Base, rule: Rule, budget: float) -> ScaledNetwork:
-    """Realise `rule` at `budget` times the base's MACs.
+def solve(base: Base, rule: Rule, budget: float, currency: Currency | Measured = MACS) -> ScaledNetwork:
+    """Realise `rule` at `budget` times the base's cost in `currency`. Coefficients and the base spend no budget.
 
     Raises:
-        ValueError: the budget is not positive, no common target lies near it, or this rule cannot meet it; the nearest
-            budget that works is named. Also when the final map would have fewer than 4x4 cells.
+        ValueError: the budget is not a positive multiple, no common target lies near it, or this rule cannot meet it;
+            the nearest budget that works is named. Also when the rule is a published table of another network, or the
+            final map would have fewer than 4x4 cells.
     """
+    check_final_map(base.network, base.resolution)
+    if rule.network is not None and rule.network != base.network.name:
+        raise ValueError(
+            f"scaling={rule.name} is a published table of {rule.network}, not of {base.network.name}; use"
+            f" network={rule.network}, or give any network such factors with scaling=coefficients"
+        )
+    if not rule.solved:
+        return _as_given(base, rule, currency)
+    _check_budget(base, rule, budget)
+    if isinstance(currency, Measured):
+        return _solve_measured(base, rule, budget, currency)
+    snapped = snap_budget(base, budget, currency)
+    found = None if snapped is None else _realise(base, rule, snapped * _price_of_base(base, currency), currency)
+    if snapped is None or found is None:
+        raise ValueError(_cannot_meet(base, rule, budget, currency))
+    return _solution(base, rule, *found, currency, budget, snapped)
+
+
+def _check_budget(base: Base, rule: Rule, budget: float) -> None:
     if not (math.isfinite(budget) and budget > 0.0):
-        raise ValueError(f"budget={budget:g} must be a positive multiple of the base network's MACs, such as budget=2")
+        raise ValueError(f"budget={budget:g} must be a positive multiple of the base network's cost, such as budget=2")
     if budget > LARGEST_BUDGET:
         raise ValueError(f"budget={budget:g} is more than {LARGEST_BUDGET:g} times the base network; use one such as 2")
-    check_final_map(base.network, base.resolution)
-    if not rule.scales:
-        one = Factors(1.0, 1.0, 1.0)
-        none = Factors(0.0, 0.0, 0.0)
-        return ScaledNetwork(rule.name, base, base.network, base.resolution, 1.0, 1.0, one, one, none, base.cost)
     if budget == 1.0:
         raise ValueError(f"budget=1 leaves nothing for scaling={rule.name} to scale; use scaling=base, or budget=2")
-    snapped = snap_budget(base, budget)
-    if snapped is None or not _meets(base, rule, snapped * base.cost.macs):
-        raise ValueError(_cannot_meet(base, rule, budget))
-    network, resolution, shares = realise(base, rule, snapped * base.cost.macs)
+    if rule.largest_budget is not None and budget >= rule.largest_budget:
+        raise ValueError(
+            f"budget={budget:g} is not below {rule.largest_budget:g}, and scaling={rule.name} is for shrinking; use one"
+            f" such as budget={rule.largest_budget / 2:g}"
+        )
+
+
+def _as_given(base: Base, rule: Rule, currency: Currency | Measured) -> ScaledNetwork:
+    """The base, or coefficients with their released rounding: no budget is solved for."""
+    if not rule.scales:
+        return _solution(base, rule, base.network, base.resolution, currency, 1.0, 1.0)
+    network, resolution = scale_as_released(base.network, rule), scaled_resolution(base.network, rule)
+    check_final_map(network, resolution)
+    multiple = _price(base, network, resolution, currency) / _price_of_base(base, currency)
+    return _solution(base, rule, network, resolution, currency, float(f"{multiple:.4g}"), multiple)
+
+
+def _solution(
+    base: Base,
+    rule: Rule,
+    network: Network,
+    resolution: int,
+    currency: Currency | Measured,
+    budget: float,
+    snapped: float,
+) -> ScaledNetwork:
+    given = Factors(rule.depth, rule.width, (rule.pixels or base.resolution * rule.resolution) / base.resolution)
     return ScaledNetwork(
         rule.name,
+        rule,
         base,
         network,
         resolution,
+        currency.name,
         budget,
         snapped,
-        rule.factors(budget),
-        realised_factors(base, network, resolution),
-        shares,
+        rule.factors(budget) if rule.exponents else given,
+        Factors(
+            network.blocks / base.network.blocks,
+            network.stage_channels / base.network.stage_channels,
+            resolution / base.resolution,
+        ),
+        shares_of(base, network, resolution),
         network_cost(network, resolution, base.classes),
+        _price(base, network, resolution, currency),
+        _price_of_base(base, currency),
     )
 
 
-def _cannot_meet(base: Base, rule: Rule, budget: float) -> str:
+def _price(base: Base, network: Network, resolution: int, currency: Currency | Measured) -> float:
+    if isinstance(currency, Measured):
+        return currency.measure(network, resolution)
+    return float(currency.price(network_cost(network, resolution, base.classes)))
+
+
+def _price_of_base(base: Base, currency: Currency | Measured) -> float:
+    return _price(base, base.network, base.resolution, currency)
+
+
+def _near(base: Base, rule: Rule, target: float, currency: Currency) -> tuple[Lattice, Floats]:
+    """The lattice of `rule` around `target`, and the price of each of its points as a multiple of the target."""
+    lattice = neighbourhood(base, rule, nominal_factors(base, rule, target, currency))
+    return lattice, lattice.price(base, currency) / target
+
+
+def _realise(base: Base, rule: Rule, target: float, currency: Currency) -> tuple[Network, int] | None:
+    """The best lattice point of `rule` whose price is within `TOLERANCE` of `target`; None if there is none."""
+    lattice, multiples = _near(base, rule, target, currency)
+    inside = np.abs(multiples - 1.0) <= TOLERANCE
+    return _best(base, rule, lattice, multiples, inside) if inside.any() else None
+
+
+def _best(base: Base, rule: Rule, lattice: Lattice, multiples: Floats, allowed: Mask) -> tuple[Network, int]:
+    """Of the allowed points, the one with the least sum of distance in shares, uneven stages, padding and distance from
+    the target; of equal ones the sharpest, since its pixels cost nothing."""
+    n, m, k = np.nonzero(allowed)
+    rows, columns, blocks = np.unique(n), np.unique(m), np.unique(k)
+    part = Lattice(lattice.channels[rows], lattice.sides[columns], lattice.repeats[blocks])
+    where = np.searchsorted(rows, n), np.searchsorted(columns, m), np.searchsorted(blocks, k)
+    shares = shapley_shares(part.with_base(base).log_macs(base))
+    distance = sum(
+        np.abs(share[where] - asked) for share, asked in zip(np.nan_to_num(shares), rule.exponents, strict=True)
+    )
+    stock = np.array(base.network.channels[1 : 1 + len(base.network.stages)])
+    stages = part.channels[:, 1 : 1 + len(stock)]
+    badness = (
+        _SHARE_WEIGHT * distance
+        + unevenness(stages / stock)[where[0]]
+        + waste(base, part.sides)[where[1]]
+        + unevenness(part.repeats / np.array(base.network.repeats))[where[2]]
+        + np.abs(multiples[n, m, k] - 1.0)
+    )
+    best = np.lexsort((-part.sides[where[1]], np.round(badness, 9)))[0]
+    channels, repeats = lattice.channels[n[best]].tolist(), lattice.repeats[k[best]].tolist()
+    return base.network.with_shape(tuple(repeats), tuple(channels)), int(lattice.sides[m[best]])
+
+
+@functools.lru_cache(maxsize=256)
+def snap_budget(base: Base, budget: float, currency: Currency = MACS) -> float | None:
+    """The multiple of the base's cost that all arms asked for `budget` are solved to; None if the pure axes share
+    none near it."""
+    targets = common_targets(base, budget, currency, SNAP_WINDOW)
+    return targets[0] if targets else None
+
+
+def common_targets(base: Base, budget: float, currency: Currency, window: float) -> list[float]:
+    """Multiples within `window` of `budget` that the pure axes all meet, best first.
+
+    Best is near the asked multiple, with a resolution axis that pays for no padding and with arms close together. All
+    lie on the budget's side of 1. An axis that cannot change the cost in this currency, or not as far as this (a stage
+    keeps one block, a final map 4x4 cells), has no say.
+    """
+    targets = np.unique(np.append(np.geomspace(budget / (1 + window), budget * (1 + window), _TARGETS), budget))
+    grows = targets > 1 + 2 * TOLERANCE if budget > 1 else targets < 1 - 2 * TOLERANCE
+    targets = targets[grows]
+    badness = np.abs(np.log(targets / budget))
+    have_a_say = 0
+    for rule in PURE:
+        multiples, sides = _multiples(base, rule, budget, currency, window)
+        if not len(multiples) or not len(targets):
+            continue
+        have_a_say += 1
+        error = np.abs(multiples / targets[:, None] - 1.0)
+        met = error <= TOLERANCE
+        badness += np.where(met, error + waste(base, sides), np.inf).min(axis=1)
+    if not have_a_say:
+        return []
+    order = np.argsort(badness, kind="stable")
+    return [float(targets[i]) for i in order if math.isfinite(badness[i])]
+
+
+def _multiples(base: Base, rule: Rule, budget: float, currency: Currency, window: float) -> tuple[Floats, np.ndarray]:
+    """Multiples of the base's price that a pure rule realises within `window` of `budget`, and their input sides; none
+    if the rule does not reach there."""
+    base_price = _price_of_base(base, currency)
+    reach = 0.25 + 2 * math.log1p(window)
+    nominal = nominal_factors(base, rule, budget * base_price, currency)
+    lattice = neighbourhood(base, rule, nominal, reach)
+    prices = lattice.price(base, currency) / base_price
+    if prices.max() < budget / (1 + window) or prices.min() > budget * (1 + window):
+        return np.empty(0), np.empty(0, int)
+    sides = np.broadcast_to(lattice.sides[None, :, None], prices.shape)
+    kept = np.abs(np.log(prices / budget)) <= math.log1p(window) + TOLERANCE
+    return prices[kept], sides[kept]
+
+
+def _solve_measured(base: Base, rule: Rule, budget: float, currency: Measured) -> ScaledNetwork:
+    """Networks of the rule at growing and shrinking MACs are measured until one is within `MEASURED_TOLERANCE`.
+
+    The bracket is halved in log-MACs. Nothing is snapped: a clock has no lattice.
+    """
+    target = budget * _price_of_base(base, currency)
+    low, high = (1.0, LARGEST_BUDGET) if budget > 1 else (1e-3, 1.0)
+    guess, best = budget, (math.inf, base.network, base.resolution)
+    for _ in range(_TRIALS):
+        macs = guess * base.cost.macs
+        lattice, multiples = _near(base, rule, macs, MACS)
+        nearest = np.abs(multiples - 1.0)
+        network, side = _best(base, rule, lattice, multiples, nearest <= max(TOLERANCE, float(nearest.min())))
+        seconds = currency.measure(network, side)
+        error = abs(seconds / target - 1.0)
+        best = min(best, (error, network, side), key=lambda entry: entry[0])
+        if error <= MEASURED_TOLERANCE / 4:
+            break
+        low, high = (guess, high) if seconds < target else (low, guess)
+        step = guess * target / seconds
+        guess = step if low < step < high else math.sqrt(low * high)
+    error, network, side = best
+    if error > MEASURED_TOLERANCE:
+        raise ValueError(
+            f"budget={budget:g} in {currency.name} cannot be met by scaling={rule.name} on {base.network.name} at"
+            f" {base.resolution} px within {MEASURED_TOLERANCE:.1%}; the nearest network measured is"
+            f" budget={currency.measure(network, side) / target * budget:.4g}"
+        )
+    return _solution(base, rule, network, side, currency, budget, budget)
+
+
+def _cannot_meet(base: Base, rule: Rule, budget: float, currency: Currency) -> str:
     """One sentence: what cannot be met, and the nearest budget at which this rule and the pure axes agree."""
+    unit = "" if currency.name == "macs" else f" in {currency.name}"
     head = (
-        f"budget={budget:g} cannot be met by scaling={rule.name} on {base.network.name} at {base.resolution} px within"
-        f" {TOLERANCE:.1%}"
+        f"budget={budget:g}{unit} cannot be met by scaling={rule.name} on {base.network.name} at {base.resolution} px"
+        f" within {TOLERANCE:.1%}"
     )
-    nearest_first = sorted(_rungs(base, budget, 1.0), key=lambda multiple: abs(math.log(multiple / budget)))
-    for multiple in _common_targets(base, nearest_first):
-        named = float(f"{multiple:.4g}")
-        snapped = snap_budget(base, named)
-        if snapped is not None and _meets(base, rule, snapped * base.cost.macs):
-            return f"{head}; the nearest budget that all arms can meet is budget={named:g}"
+    if not _moves(base, rule, currency):
+        axes = " and ".join(axis for axis, e in zip(AXES, rule.exponents, strict=True) if e)
+        return f"{head}: {currency.name} does not depend on {axes}; leave that arm out, or use budget.currency=macs"
+    for window in (0.5, 3.0):
+        near = sorted(common_targets(base, budget, currency, window), key=lambda target: abs(math.log(target / budget)))
+        for target in near[:: max(1, len(near) // 40)]:
+            named = float(f"{target:.4g}")
+            snapped = snap_budget(base, named, currency)
+            price = _price_of_base(base, currency)
+            if snapped is not None and _realise(base, rule, snapped * price, currency) is not None:
+                return f"{head}; the nearest budget that all arms can meet is budget={named:g}"
     return f"{head}, and no budget near it can be met; use a network with more blocks or a smaller channel_divisor"
 
 
+def _moves(base: Base, rule: Rule, currency: Currency) -> bool:
+    """Whether the rule can change the price at all: parameters do not depend on resolution."""
+    factors = rule.factors(4.0)
+    grown = Rule("", (), factors.depth, factors.width, factors.resolution)
+    network, side = scale_as_released(base.network, grown), scaled_resolution(base.network, grown)
+    return _price(base, network, side, currency) != _price_of_base(base, currency)
+
+
 def spread(arms: Iterable[ScaledNetwork]) -> float:
-    """Largest over smallest realised MACs, minus one."""
-    macs = [arm.cost.macs for arm in arms]
-    return max(macs) / min(macs) - 1.0
+    """Largest over smallest realised price, minus one."""
+    prices = [arm.price for arm in arms]
+    return max(prices) / min(prices) - 1.0

@@ -62,6 +62,14 @@ def _precision(asked: str, accelerator: str) -> str:
     return asked
 
 
+def likely_precision(options: HardwareOptions) -> str:
+    """The precision of `resolve`, also for a device that this machine does not have: then what such devices take."""
+    try:
+        return resolve(options).precision
+    except ValueError:
+        return options.precision if options.precision != "auto" else "bf16-mixed"
+
+
 def peak_memory_bytes(accelerator: str) -> int:
     """Largest memory held so far: allocated on the GPU, else the resident set of the process."""
     if accelerator == "gpu":

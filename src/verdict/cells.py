@@ -19,7 +19,7 @@ class Cell:
 
     name: str  # the arm; with the condition's varying values where a study mixes conditions
     arm: str
-    budget: float  # asked, x base MACs; 1 for the base
+    budget: float  # asked, x the base's cost; 1 for the base
     is_base: bool
     records: tuple[RunRecord, ...]  # by seed
 
@@ -57,6 +57,8 @@ def is_base(record: RunRecord) -> bool:
 def group(records: Sequence[RunRecord]) -> tuple[Cell, ...]:
     """The cells of a study: base first, then by budget, then by name; the order of `records` does not matter."""
     varying = [field for field in CONDITION if len({getattr(r, field) for r in records}) > 1]
+    if all(r.currency == "train_macs" for r in records):  # the length of a run is what is solved for
+        varying = [field for field in varying if field != "epochs"]
     if "data" in varying:  # another data set always has another fingerprint
         varying = [field for field in varying if field != "data_fingerprint"]
     members: dict[tuple[bool, float, str, str], list[RunRecord]] = {}

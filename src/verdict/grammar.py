@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from src.record import CURRENCY_LABELS
+
 
 @dataclass(frozen=True)
 class Regime:
@@ -32,10 +34,15 @@ class Place:
 
     budget: float
     macs: float  # mean over arms, M multiply-adds
-    spread: float  # largest over smallest - 1
+    spread: float  # largest over smallest price - 1, in the budget's currency
+    currency: str = "macs"
 
     def __str__(self) -> str:
-        return f"at {self.budget:g}x ({self.macs:.1f} M MACs, arms within {100 * self.spread:.1f} %)"
+        within = f"arms within {100 * self.spread:.1f} %"
+        if self.currency == "macs":
+            return f"at {self.budget:g}x ({self.macs:.1f} M MACs, {within})"
+        unit = CURRENCY_LABELS[self.currency]
+        return f"at {self.budget:g}x {unit} ({within} in {unit}; {self.macs:.1f} M MACs on average)"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from src.record import METRICS, RunRecord
+from src.record import CURRENCY_LABELS, METRICS, RunRecord
 from src.verdict.cells import Cell, by_budget
 from src.verdict.grammar import Finding
 from src.verdict.statistics import binomial_se, spread
@@ -18,6 +18,7 @@ from src.verdict.statistics import binomial_se, spread
 LEAST_SEEDS = 3
 SPREAD_BLOCKS = 0.02
 SPREAD_WARNS = 0.01
+MEASURED_SPREAD_BLOCKS = 0.05  # of a currency that is read off a clock
 PARITY = ("recipe", "epochs", "data_fingerprint")
 ENVIRONMENT = ("device", "precision", "torch_version")
 
@@ -31,7 +32,8 @@ def check(cells: Sequence[Cell]) -> tuple[Finding, ...]:
         found += _seeds(budget, group)
         found += _native(budget, group)
         for field in PARITY:
-            found += _parity(budget, group, field)
+            if not (field == "epochs" and group[0].first.currency == "train_macs"):  # there lengths are solved for
+                found += _parity(budget, group, field)
         found += _mixed(budget, group, "G8", "code_revision")
         for field in ENVIRONMENT:
             found += _mixed(budget, group, "G15", field)
@@ -61,17 +63,23 @@ def at_chance(record: RunRecord) -> bool:
 
 
 def _cost(budget: float, group: list[Cell]) -> Iterator[Finding]:
-    macs = {cell.name: max(cell.values("macs")) for cell in group}
-    width = spread(list(macs.values()))
-    if width <= SPREAD_WARNS:
+    currencies = sorted({r.currency for cell in group for r in cell.records})
+    if len(currencies) > 1:
+        text = f"budgets are counted in different currencies ({_by_cell(group, 'currency')})"
+        yield Finding("G3", True, text, "count the whole study in one currency", budget)
         return
-    low, high = min(macs, key=macs.__getitem__), max(macs, key=macs.__getitem__)
+    prices = {cell.name: max(cell.values("price")) for cell in group}
+    width = spread(list(prices.values()))
+    blocks = MEASURED_SPREAD_BLOCKS if currencies == ["latency_s"] else SPREAD_BLOCKS
+    if width <= (blocks if currencies == ["latency_s"] else SPREAD_WARNS):
+        return
+    low, high = min(prices, key=prices.__getitem__), max(prices, key=prices.__getitem__)
     text = (
-        f"realised MACs differ by {100 * width:.1f} % between {low} ({_macs(macs[low])}) and {high}"
-        f" ({_macs(macs[high])}), "
-        f"{100 * SPREAD_BLOCKS:g} % is allowed"
+        f"realised {CURRENCY_LABELS[currencies[0]]} differ by {100 * width:.1f} % between {low}"
+        f" ({_amount(currencies[0], prices[low])}) and {high} ({_amount(currencies[0], prices[high])}),"
+        f" {100 * blocks:g} % is allowed"
     )
-    yield Finding("G3", width > SPREAD_BLOCKS, text, "solve the arms to one budget in one sweep", budget)
+    yield Finding("G3", width > blocks, text, "solve the arms to one budget in one sweep", budget)
 
 
 def _same_network(budget: float, group: list[Cell]) -> Iterator[Finding]:
@@ -137,6 +145,8 @@ def _across(cells: Sequence[Cell], found: Sequence[Finding]) -> Iterator[Finding
     """Differences between budgets, or between the base and the rest, which no single budget shows."""
     fields = [("G8", "code_revision"), *(("G9", f) for f in PARITY), *(("G15", f) for f in (*ENVIRONMENT, "threads"))]
     for guard, field in fields:
+        if field == "epochs" and all(c.first.currency == "train_macs" for c in cells):
+            continue
         named = any(f.guard == guard and f.text.startswith(f"{field} ") for f in found)
         if len(_values(cells, field)) > 1 and not named:
             text = f"{field} differs between budgets, or between the base and the arms ({_by_cell(cells, field)})"
@@ -188,9 +198,9 @@ def _by_cell(cells: Sequence[Cell], field: str) -> str:
     return "; ".join(f"{value}: {', '.join(names)}" for value, names in sorted(holders.items()))
 
 
-def _macs(macs: int) -> str:
+def _amount(currency: str, price: float) -> str:
     metric = METRICS["macs"]
-    return f"{metric.format(metric.transform(macs))} M"
+    return f"{metric.format(metric.transform(price))} M" if currency == "macs" else f"{price:.4g}"
 
 
 def _and(names: Sequence[str]) -> str:

@@ -101,7 +101,8 @@ def assess(cells: Sequence[Cell], findings: Sequence[Finding], claim: Claim, reg
     sentences: list[Sentence] = []
     for budget, present in budgets.items():
         macs = [METRICS["macs"].transform(cell.first.macs) for cell in present]
-        place = Place(budget, math.fsum(macs) / len(macs), spread(macs))
+        prices = [cell.first.price for cell in present]
+        place = Place(budget, math.fsum(macs) / len(macs), spread(prices), present[0].first.currency)
         sentences += _at_budget(place, present, findings, claim, regime)
     return sentences
 

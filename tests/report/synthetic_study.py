@@ -60,6 +60,7 @@ def record(**changes: Any) -> RunRecord:
         "images_per_second": 812.0,
     }
     innocent |= changes
+    innocent = {"currency": "macs", "price": float(innocent["macs"]), "base_price": float(BASE_MACS)} | innocent
     identity = f"{innocent['arm']}-{innocent['budget']:g}x-seed{innocent.get('seed', 0)}"
     digest = f"{zlib.crc32(identity.encode()):08x}"
     innocent.setdefault("config_hash", digest)

@@ -210,7 +210,8 @@ def test_writing_again_changes_nothing(whole: Report) -> None:
 
 def test_unmatched_arms_are_drawn_and_refused(tmp_path: Path) -> None:
     for run in records():
-        write_arm(tmp_path / "s", dataclasses.replace(run, macs=int(run.macs * 1.3)) if run.arm == "depth" else run)
+        dear = dataclasses.replace(run, macs=int(run.macs * 1.3), price=run.macs * 1.3)
+        write_arm(tmp_path / "s", dear if run.arm == "depth" else run)
     report = write_report(tmp_path / "s")
     assert "G3" in shown(report, 100) and "accuracy_vs_macs.png" in {path.name for path in report.files}
 

@@ -39,7 +39,8 @@ def test_an_innocent_study_has_no_findings() -> None:
     ("guard", "changes"),
     [
         ("G1", {"architecture_sha256": "1.31-1.109", "resolution": 36}),
-        ("G3", {"macs": int(2 * BASE_MACS * 1.021)}),
+        ("G3", {"macs": int(2 * BASE_MACS * 1.021), "price": 2 * BASE_MACS * 1.021}),
+        ("G3", {"currency": "params"}),
         ("G4", {"test_openings": 35}),
         ("G4", {"test_openings": 0}),
         ("G8", {"code_revision": "othercode"}),
@@ -64,7 +65,7 @@ def test_a_fault_of_one_arm_blocks_it_by_name(guard: str, changes: dict[str, Any
 @pytest.mark.parametrize(
     ("guard", "arm", "changes"),
     [
-        ("G3", "depth", {"macs": int(2 * BASE_MACS * 1.015)}),
+        ("G3", "depth", {"macs": int(2 * BASE_MACS * 1.015), "price": 2 * BASE_MACS * 1.015}),
         ("G8", "base", {"code_revision": "othercode"}),
         ("G15", "base", {"device": "cuda"}),
         ("G15", "depth", {"threads": 2}),

@@ -86,7 +86,10 @@ def test_a_fault_of_one_rival_leaves_the_others_assessable_in_the_full_family() 
 
 def test_unequal_cost_blocks_every_claim_of_its_budget_only() -> None:
     records = arm_records({"compound": HIGH, "depth": LOW})
-    records = [dataclasses.replace(r, macs=int(r.macs * 1.1)) if r.arm == "compound" else r for r in records]
+    records = [
+        dataclasses.replace(r, macs=int(r.macs * 1.1), price=r.macs * 1.1) if r.arm == "compound" else r
+        for r in records
+    ]
     outcomes = [s.outcome for s in judge([*records, *arm_records({"compound": HIGH, "depth": LOW}, 4.0)]).sentences]
     assert outcomes == ["not assessable", "supported"]
 

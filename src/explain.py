@@ -1,0 +1,170 @@
+"""Explain a scaled network without training it: `python -m src.explain scaling=b1`.
+
+  python -m src.explain scaling=b1                        one arm: axes, costs, stages, where name and equation disagree
+  python -m src.explain scaling=compound budget=4 network=efficientnet_b0_small network.resolution=64
+  python -m src.explain -m scaling=depth,width,compound   arms side by side, with their spread
+  python -m src.explain -m +sweep=table7_stated           a named study
+  python -m src.explain scaling=b1 --json                 a list with an object an arm
+
+Takes the same GROUP=OPTION and KEY=VALUE as `python -m src.run`. Networks are counted with the classes of their
+published table, unless the command names data=..., whose classes then count.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from src import config
+from src.command import start
+from src.messages import mistakes
+from src.record import CURRENCY_LABELS
+from src.report.write import make_console, print_whole
+from src.scaling.explain import AxisStory, axis_stories, remarks, stage_rows, to_mapping
+from src.scaling.solve import ScaledNetwork, spread
+from src.study import CONF, solve_arm
+
+JSON_FLAG = "--json"
+
+
+def explain_all(configs: list[DictConfig], *, with_data: bool, as_json: bool) -> list[int]:
+    """Solve the arms of composed configs and print what they are.
+
+    Raises:
+        UserMistake: an arm cannot be solved.
+    """
+    with mistakes(CONF):
+        studies = [config.parse(composed) for composed in configs]
+        arms = list({_key(s): s for s in (solve_arm(study, with_data=with_data) for study in studies)}.values())
+    if as_json:
+        print(json.dumps([to_mapping(arm) for arm in arms], indent=1))
+    elif len(arms) == 1:
+        show_arm(arms[0], make_console())
+    else:
+        show_side_by_side(arms, studies[0].published, make_console())
+    return [0] * len(configs)
+
+
+def _key(scaled: ScaledNetwork) -> tuple[object, ...]:
+    return scaled.arm, scaled.base, scaled.budget, scaled.network, scaled.resolution
+
+
+def show_arm(scaled: ScaledNetwork, console: Console) -> None:
+    """One arm on a page."""
+    s, base = scaled, scaled.base
+    console.print(
+        f"[bold]{s.arm}[/bold] on {base.network.name} at {base.resolution} px, {base.classes} classes", highlight=False
+    )
+    console.print(f"{s.rule.source}\n", highlight=False, style="dim")
+    table = _table("axis", "asked", "realised", "asked share", "share of log-MACs", left=("why",))
+    for story in axis_stories(s):
+        table.add_row(story.axis, f"{story.asked:.3f}x", f"{story.realised:.3f}x", *_shares(story), story.why)
+    console.print(table)
+    table = _table("cost of one picture", "base", s.arm, "x base")
+    for name, before, after, unit, digits in (
+        ("FLOPs, counted as MACs (M)", base.cost.macs, s.cost.macs, 1e6, 2),
+        ("parameters (M)", base.cost.params, s.cost.params, 1e6, 3),
+        ("conv activations (M elements)", base.cost.activations, s.cost.activations, 1e6, 3),
+        ("memory kept for backward, float32 (MiB)", 4 * base.cost.saved, 4 * s.cost.saved, 2**20, 2),
+    ):
+        table.add_row(name, f"{before / unit:.{digits}f}", f"{after / unit:.{digits}f}", f"{after / before:.3f}")
+    console.print(table)
+    table = _table("stage", "map", "channels", "blocks", "MACs (M)", "% of MACs", "params (M)", left=("block",))
+    for row in stage_rows(s):
+        table.add_row(
+            row.stage,
+            f"{row.side}x{row.side}",
+            _change(row.base_channels, row.channels),
+            _change(row.base_repeats, row.repeats) if row.repeats else "",
+            f"{row.macs / 1e6:.2f}",
+            f"{100 * row.macs / s.cost.macs:.1f}",
+            f"{row.params / 1e6:.3f}",
+            row.block,
+        )
+    console.print(table)
+    for line in remarks(s):
+        console.print(f"- {line}", highlight=False)
+
+
+def show_side_by_side(arms: Sequence[ScaledNetwork], published: dict[str, float], console: Console) -> None:
+    """Arms in rows, and how far they lie apart at each budget."""
+    headings = ["arm", "budget", "depth", "width", "px", "blocks", "map", "FLOPs (M MACs)", "x base"]
+    headings += ["params (M)", "acts (M)", "MiB/picture", "shares d/w/r (%)"]
+    table = _table(*headings, *(["printed (G)", "realised / printed"] if published else []))
+    for s in arms:
+        final = s.network.final_side(s.resolution)
+        cells = [
+            s.arm,
+            f"{s.budget:g}x",
+            f"{s.realised.depth:.3f}",
+            f"{s.realised.width:.3f}",
+            str(s.resolution),
+            str(s.network.blocks),
+            f"{final}x{final}",
+            f"{s.cost.macs / 1e6:.2f}",
+            f"{s.cost.macs / s.base.cost.macs:.3f}",
+            f"{s.cost.params / 1e6:.3f}",
+            f"{s.cost.activations / 1e6:.3f}",
+            f"{4 * s.cost.saved / 2**20:.2f}",
+            "/".join(f"{100 * share:.0f}" for share in s.shares.axes),
+        ]
+        if published:
+            printed = published.get(s.arm)
+            cells += [f"{printed:g}", f"{s.cost.macs / 1e9 / printed:.3f}"] if printed else ["", ""]
+        table.add_row(*cells)
+    print_whole(console, table)
+    groups: dict[tuple[object, ...], list[ScaledNetwork]] = {}
+    for s in arms:
+        if s.rule.scales:
+            groups.setdefault((s.base, s.budget if s.rule.solved else "coefficients"), []).append(s)
+    for (_, budget), group in groups.items():
+        if len(group) > 1:
+            where = f"at {budget:g}x" if isinstance(budget, float) else "given by coefficients"
+            unit = CURRENCY_LABELS[group[0].currency]
+            name = group[0].base.network.name
+            apart = 100 * spread(group)
+            line = f"{len(group)} arms {where} on {name} lie within {apart:.2f} % of each other in {unit}"
+            console.print(f"- {line}", highlight=False)
+    for s in arms:
+        if s.pushed_apart:
+            console.print(f"- {s.arm}: {remarks(s)[-1]}", highlight=False)
+
+
+def _shares(story: AxisStory) -> tuple[str, str]:
+    asked = "" if story.asked_share is None else f"{100 * story.asked_share:.1f} %"
+    return asked, f"{100 * story.share:.1f} %"
+
+
+def _change(before: int, after: int) -> str:
+    return str(after) if before == after else f"{before} → {after}"
+
+
+def _table(first: str, *right: str, left: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for heading in right:
+        table.add_column(heading, justify="right")
+    for heading in left:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def main() -> int:
+    """Returns the exit code of the program."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    as_json = JSON_FLAG in arguments
+    sys.argv[1:] = [argument for argument in arguments if argument != JSON_FLAG]
+    named = any(a.lstrip("+~").startswith(("data=", "data.", "sweep=")) for a in arguments)
+    return start(lambda configs: explain_all(configs, with_data=named, as_json=as_json))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
