@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep axes test test-slow lint clean
+.PHONY: help sweep axes test test-slow bench lint clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,9 +22,12 @@ test: $(INSTALLED)  ## ruff, the type checker and the default tests
 test-slow: $(INSTALLED)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest
 
+bench: $(INSTALLED)  ## time counting and solving beside other tools (2 to 5 minutes); writes benchmarks/results
+	$(BIN)/python benchmarks/counting.py
+
 lint: $(INSTALLED)  ## ruff and mypy
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 clean:  ## remove the environment; studies in outputs/ stay
