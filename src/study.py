@@ -158,7 +158,9 @@ def _stopwatch(folder: Path, base: Base, options: HardwareOptions) -> Measured:
     On one CPU thread unless `hardware.threads` says otherwise, as in the paper's Table 4.
     """
     device = {"gpu": "cuda"}.get(resolve(options).accelerator, resolve(options).accelerator)
-    cache = LatencyCache(folder / "latency.json", device=device, threads=options.threads or 1)
+    console = make_console(stderr=True)
+    path, threads = folder / "latency.json", options.threads or 1
+    cache = LatencyCache(path, device=device, threads=threads, report=lambda line: console.print(line, style="dim"))
     return Measured("latency_s", LatencyPrice(cache, base.classes, (base.network, base.resolution)))
 
 
@@ -334,7 +336,21 @@ def notes(arms: Sequence[Arm]) -> list[str]:
             f"coefficients cost what they cost: these arms differ by {100 * spread(given):.0f} % and are no comparison"
             " at equal cost"
         )
-    return list(dict.fromkeys([*lines, *(line for arm in arms for line in arm.warnings)]))
+    return list(dict.fromkeys([*lines, *(line for arm in arms for line in (*arm.warnings, *_measured(arm)))]))
+
+
+def _measured(arm: Arm) -> tuple[str, ...]:
+    """What the clock said of an arm whose budget is in seconds."""
+    currency = _currency(arm.study, arm.scaled.base)
+    if not isinstance(currency, Measured):
+        return ()
+    assert isinstance(currency.measure, LatencyPrice)
+    found = currency.measure.latency(arm.scaled.network, arm.scaled.resolution)
+    return (
+        f"{arm.scaled.arm} takes {1e3 * found.seconds:.3g} ms a picture, 95 % interval {1e3 * found.low:.3g} to"
+        f" {1e3 * found.high:.3g} ms ({found.repeats} turns, {found.device}, {found.threads} thread(s)); arms may"
+        f" differ by {100 * LARGEST_MEASURED_SPREAD:.0f} %",
+    )
 
 
 def _but_for_seed(arms: Sequence[Arm]) -> list[list[Arm]]:

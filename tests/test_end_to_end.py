@@ -136,6 +136,19 @@ def test_one_command_twice_gives_identical_records(tmp_path: Path) -> None:
     assert differing <= VOLATILE_FIELDS, differing - VOLATILE_FIELDS
 
 
+def test_arms_of_one_training_budget_see_as_many_pictures_as_they_can_afford(tmp_path: Path) -> None:
+    """Twice the base's training MACs: the base trains twice as long, the scaled arm half as long as that."""
+    currency = ("budget.currency=train_macs", "tracking=none", "study=length", *TINY, "recipe.batch_size=16")
+    done = run("-m", "scaling=base,depth", *currency, outputs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = records(tmp_path / "length")
+    assert found["base"].steps == 16 and found["depth"].steps == 8  # one epoch of 128 pictures was asked
+    for record in found.values():
+        assert record.train_macs == record.price == 3 * record.macs * record.steps * 16
+        assert record.price / record.base_price == pytest.approx(2.0, rel=0.01)
+    assert "2x training MACs" in (tmp_path / "length" / "summary.md").read_text()
+
+
 def test_a_failing_arm_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     """A learning rate of 1e30 really diverges: training itself raises, in the arm's own process."""
     done = run(
@@ -157,7 +170,12 @@ def test_a_failing_arm_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
         (("+recipe.epoch=3",), ("epoch", "epochs")),
         (("budget=two",), ("budget=two", "Float")),
         (("budget=0",), ("budget=0", "positive")),
-        (("budget=1.7",), ("budget=1.7", "nearest budget")),
+        (("budget=1.72",), ("budget=1.72", "nearest budget")),
+        (("budget.currency=flops",), ("budget.currency='flops'", "macs")),
+        (("-m", "scaling=depth,resolution", "budget.currency=params"), ("params does not depend on resolution",)),
+        (("scaling=b1", "network=resnet50"), ("published table of efficientnet_b0", "network=efficientnet_b0")),
+        (("scaling=custom",), ("scaling.exponents has no value",)),
+        (("+sweep=table7_stated", "scaling=depth"), ("scaling is set by each arm",)),
         (("recipe.warmup=0.4",), ("recipe.warmup=0.4", "0.1")),
         (("recipe.optimizer=adm",), ("recipe.optimizer='adm'", "adamw")),
         (("hardware=gpu",), ("hardware.accelerator='gpu'", "hardware=cpu")),
@@ -190,5 +208,5 @@ def test_dry_run_shows_the_arms_and_writes_nothing(tmp_path: Path) -> None:
 def test_help_explains_the_groups(tmp_path: Path) -> None:
     done = run("--help", outputs=tmp_path)
     assert done.returncode == 0
-    for expected in ("Examples:", "scaling: base, compound, depth", "sweep: axes, smoke", "Exit codes"):
+    for expected in ("Examples:", "scaling: b0, b1", "sweep: axes, ", "Exit codes"):
         assert expected in done.stdout

@@ -224,6 +224,7 @@ class LatencyCache:
         path: the file; made with its folder when something is measured.
         batch, warmup, repeats, device, threads: of `time_networks`. Processes that are to find each other's entries
             must name the same number of threads; None takes torch's own, which differs from process to process.
+        report: told what is about to be measured, since that takes seconds.
         time_networks: what measures, for tests.
     """
 
@@ -236,13 +237,14 @@ class LatencyCache:
         repeats: int = REPEATS,
         device: str = "cpu",
         threads: int | None = None,
+        report: Callable[[str], object] = lambda line: None,
         time_networks: Callable[..., Samples] = time_networks,
     ) -> None:
         _check(batch, repeats, device, threads)
         self.path = path
         self.batch, self.warmup, self.repeats, self.device = batch, warmup, repeats, device
         self.threads = threads or torch.get_num_threads()
-        self._time_networks = time_networks
+        self._report, self._time_networks = report, time_networks
         self._known: dict[str, Latency] = {}
 
     def latency(self, network: Network, resolution: int, classes: int, reference: Candidate | None = None) -> Latency:
@@ -261,6 +263,7 @@ class LatencyCache:
             with FileLock(self.path.with_name(self.path.name + ".lock")):
                 entries = self._read()
                 if key not in entries:
+                    self._report(f"measuring the latency of {network.blocks} blocks at {resolution} px")
                     entries |= self._measure((network, resolution), classes, reference, entries)
                     rows = {name: dataclasses.asdict(entry) for name, entry in sorted(entries.items())}
                     write_atomically(self.path, json.dumps(rows, indent=1) + "\n")

@@ -58,6 +58,11 @@ class Lattice:
     sides: Ints
     repeats: Ints
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n, m, k)."""
+        return len(self.channels), len(self.sides), len(self.repeats)
+
     def with_base(self, base: Base) -> Lattice:
         """The same lattice with the base's own values in front of every axis."""
         return Lattice(

@@ -231,70 +231,55 @@ def common_targets(base: Base, budget: float, currency: Currency, window: float)
     """Multiples within `window` of `budget` that the pure axes all meet, best first.
 
     Best is near the asked multiple, with a resolution axis that pays for no padding and with arms close together. All
-    lie on the budget's side of 1. An axis that cannot change the cost in this currency, or not as far as this (a stage
-    keeps one block, a final map 4x4 cells), has no say.
+    lie on the budget's side of 1. An axis that cannot change the cost in this currency, or not as far as a multiple (a
+    stage keeps one block, a final map 4x4 cells), has no say about it; one axis must.
     """
     targets = np.unique(np.append(np.geomspace(budget / (1 + window), budget * (1 + window), _TARGETS), budget))
-    grows = targets > 1 + 2 * TOLERANCE if budget > 1 else targets < 1 - 2 * TOLERANCE
-    targets = targets[grows]
+    targets = targets[targets > 1 + 2 * TOLERANCE if budget > 1 else targets < 1 - 2 * TOLERANCE]
     badness = np.abs(np.log(targets / budget))
-    have_a_say = 0
+    unheard = np.ones(len(targets), dtype=bool)
+    base_price = _price_of_base(base, currency)
     for rule in PURE:
-        multiples, sides = _multiples(base, rule, budget, currency, window)
-        if not len(multiples) or not len(targets):
-            continue
-        have_a_say += 1
+        nominal = nominal_factors(base, rule, budget * base_price, currency)
+        lattice = neighbourhood(base, rule, nominal, 0.25 + 2 * math.log1p(window))
+        multiples = (lattice.price(base, currency) / base_price).ravel()
+        padded = np.broadcast_to(waste(base, lattice.sides)[None, :, None], lattice.shape).ravel()
+        has_a_say = (targets >= multiples.min() * (1 - TOLERANCE)) & (targets <= multiples.max() * (1 + TOLERANCE))
         error = np.abs(multiples / targets[:, None] - 1.0)
-        met = error <= TOLERANCE
-        badness += np.where(met, error + waste(base, sides), np.inf).min(axis=1)
-    if not have_a_say:
-        return []
+        cost = np.where(error <= TOLERANCE, error + padded, np.inf).min(axis=1)
+        badness += np.where(has_a_say, cost, 0.0)
+        unheard &= ~has_a_say
+    badness[unheard] = np.inf
     order = np.argsort(badness, kind="stable")
     return [float(targets[i]) for i in order if math.isfinite(badness[i])]
 
 
-def _multiples(base: Base, rule: Rule, budget: float, currency: Currency, window: float) -> tuple[Floats, np.ndarray]:
-    """Multiples of the base's price that a pure rule realises within `window` of `budget`, and their input sides; none
-    if the rule does not reach there."""
-    base_price = _price_of_base(base, currency)
-    reach = 0.25 + 2 * math.log1p(window)
-    nominal = nominal_factors(base, rule, budget * base_price, currency)
-    lattice = neighbourhood(base, rule, nominal, reach)
-    prices = lattice.price(base, currency) / base_price
-    if prices.max() < budget / (1 + window) or prices.min() > budget * (1 + window):
-        return np.empty(0), np.empty(0, int)
-    sides = np.broadcast_to(lattice.sides[None, :, None], prices.shape)
-    kept = np.abs(np.log(prices / budget)) <= math.log1p(window) + TOLERANCE
-    return prices[kept], sides[kept]
-
-
 def _solve_measured(base: Base, rule: Rule, budget: float, currency: Measured) -> ScaledNetwork:
-    """Networks of the rule at growing and shrinking MACs are measured until one is within `MEASURED_TOLERANCE`.
+    """Networks of the rule at growing and shrinking MACs are measured until one is well within `MEASURED_TOLERANCE`.
 
-    The bracket is halved in log-MACs. Nothing is snapped: a clock has no lattice.
+    The next guess assumes that seconds grow with MACs; where that leaves the bracket, or leads to a network that was
+    measured before, the bracket is halved. Nothing is snapped: a clock has no lattice.
     """
     target = budget * _price_of_base(base, currency)
     low, high = (1.0, LARGEST_BUDGET) if budget > 1 else (1e-3, 1.0)
-    guess, best = budget, (math.inf, base.network, base.resolution)
-    for _ in range(_TRIALS):
-        macs = guess * base.cost.macs
-        lattice, multiples = _near(base, rule, macs, MACS)
-        nearest = np.abs(multiples - 1.0)
-        network, side = _best(base, rule, lattice, multiples, nearest <= max(TOLERANCE, float(nearest.min())))
-        seconds = currency.measure(network, side)
-        error = abs(seconds / target - 1.0)
-        best = min(best, (error, network, side), key=lambda entry: entry[0])
-        if error <= MEASURED_TOLERANCE / 4:
+    guess, measured = budget, dict[tuple[Network, int], float]()
+    while len(measured) < _TRIALS and high / low > 1 + TOLERANCE:
+        lattice, multiples = _near(base, rule, guess * base.cost.macs, MACS)
+        apart = np.abs(multiples - 1.0)
+        network, side = _best(base, rule, lattice, multiples, apart <= max(TOLERANCE, float(apart.min())))
+        known = (network, side) in measured
+        seconds = measured.setdefault((network, side), currency.measure(network, side))
+        if abs(seconds / target - 1.0) <= MEASURED_TOLERANCE / 2:
             break
         low, high = (guess, high) if seconds < target else (low, guess)
         step = guess * target / seconds
-        guess = step if low < step < high else math.sqrt(low * high)
-    error, network, side = best
-    if error > MEASURED_TOLERANCE:
+        guess = step if low < step < high and not known else math.sqrt(low * high)
+    (network, side), seconds = min(measured.items(), key=lambda entry: abs(entry[1] / target - 1.0))
+    if abs(seconds / target - 1.0) > MEASURED_TOLERANCE:
         raise ValueError(
             f"budget={budget:g} in {currency.name} cannot be met by scaling={rule.name} on {base.network.name} at"
-            f" {base.resolution} px within {MEASURED_TOLERANCE:.1%}; the nearest network measured is"
-            f" budget={currency.measure(network, side) / target * budget:.4g}"
+            f" {base.resolution} px within {MEASURED_TOLERANCE:.1%}; of {len(measured)} networks measured the nearest"
+            f" is budget={seconds / target * budget:.4g}"
         )
     return _solution(base, rule, network, side, currency, budget, budget)
 

@@ -10,9 +10,11 @@ from typing import Any
 import hydra
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from src.launch.hydra_launcher import register
+from src.launch.hydra_launcher import expand_jobs, register, spell_out
 from src.messages import run_hydra
 
 CONFIG = """
@@ -194,3 +196,71 @@ def test_no_folder_of_named_studies_is_an_unknown_name(
     assert app["call"]("+sweep=probe") == 2
     assert "+sweep=probe is unknown" in capsys.readouterr().err
     assert app["ran"] == []
+
+
+SHORT = {"budget": "budget.multiple"}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("budget=2", "budget.multiple=2"),
+        ("budget=2,4", "budget.multiple=2,4"),
+        ("++budget=2", "++budget.multiple=2"),
+        ("budget={multiple: 3}", "budget={multiple: 3}"),
+        ("budget.currency=params", "budget.currency=params"),
+        ("budgets=2", "budgets=2"),
+        ("~budget", "~budget"),
+        ("-m", "-m"),
+        ("study=budget=2", "study=budget=2"),
+    ],
+)
+def test_a_block_may_be_written_as_one_value(written: str, meant: str) -> None:
+    assert spell_out([written], SHORT) == [meant]
+
+
+def expanded(arms: list[str], *arguments: str, **params: str) -> list[list[str]]:
+    return expand_jobs(params, arms, arguments, OverridesParser.create(), SHORT)
+
+
+def test_listed_arms_meet_every_combination_of_the_rest() -> None:
+    assert expanded(["rule=base", "rule=free rule.depth=4 budget=3"], "seed=0,1") == [
+        ["rule=base", "seed=0"],
+        ["rule=free", "rule.depth=4", "budget.multiple=3", "seed=0"],
+        ["rule=base", "seed=1"],
+        ["rule=free", "rule.depth=4", "budget.multiple=3", "seed=1"],
+    ]
+    assert expanded(["rule=base", "rule=deep"]) == [["rule=base"], ["rule=deep"]]
+    assert expanded([], "seed=3", seed="0,1") == [["seed=3"]]
+
+
+@pytest.mark.parametrize("arguments", [("rule=wide",), ("rule=wide,deep",), ("++rule=wide",)])
+def test_what_every_listed_arm_sets_cannot_be_set_beside_them(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigCompositionException, match="rule is set by each arm that this study lists"):
+        expanded(["rule=base", "rule=deep"], *arguments)
+    with pytest.raises(ConfigCompositionException, match="rule is set by each arm"):
+        expanded(["rule=base"], rule="wide,deep")
+
+
+def test_a_named_study_of_listed_arms_runs_without_flag(app: dict[str, Any], sweep: Sweep) -> None:
+    (app["folder"] / "sweeps" / "listed.yaml").write_text(
+        "hydra:\n  sweeper:\n    arms: [scaling=base, scaling=depth seed=7]\n    params: {recipe.epochs: '1,3'}\n"
+    )
+    found = [(job["scaling"]["name"], job["seed"], job["recipe"]["epochs"]) for job in sweep("+sweep=listed")]
+    assert found == [("base", 0, 1), ("depth", 7, 1), ("base", 0, 3), ("depth", 7, 3)]
+
+
+def test_a_named_study_may_write_a_block_as_one_value(app: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    (app["folder"] / "sweeps" / "short.yaml").write_text("recipe: 5\nhydra:\n  sweeper:\n    params: {seed: '0,1'}\n")
+    batches: list[list[DictConfig]] = []
+
+    def run_all(configs: list[DictConfig]) -> list[int]:
+        batches.append(configs)
+        return [0] * len(configs)
+
+    register(run_all, app["folder"] / "sweeps", shorthand={"recipe": "recipe.epochs"})
+    monkeypatch.setattr(sys, "argv", ["app.py", "+sweep=short"])
+    folder = str(app["folder"] / "conf")
+    main = hydra.main(version_base=None, config_path=folder, config_name="config")(lambda config: None)
+    assert run_hydra(main, app["folder"] / "conf") == 0
+    assert [config.recipe.epochs for config in batches[0]] == [5, 5]
