@@ -82,13 +82,17 @@ def parse(config: DictConfig) -> Study:
         task.budget = {"multiple": task.budget}
     _check_shape(Study, OmegaConf.to_container(task), "")
     merged = OmegaConf.merge(OmegaConf.structured(_mutable(Study)), task)
-    # Also what the schema has a default for: a file that leaves a key open wants it from the user.
-    missing = sorted(OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(task))
-    if missing:
-        raise ValueError(f"{missing[0]} has no value; give it on the command line, such as {missing[0]}=...")
+    _refuse_missing(OmegaConf.missing_keys(merged))
     study = _construct(Study, OmegaConf.to_container(merged, resolve=True))
+    _refuse_missing(OmegaConf.missing_keys(task))  # the schema has a default, but the file wants a choice
     assert isinstance(study, Study)
     return study
+
+
+def _refuse_missing(keys: set[str]) -> None:
+    if keys:
+        key = min(keys)
+        raise ValueError(f"{key} has no value; give it on the command line, such as {key}=...")
 
 
 def read(path: Path) -> Study:

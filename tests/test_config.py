@@ -290,7 +290,7 @@ def test_an_impossible_value_is_refused_by_the_room_it_belongs_to(
 
 
 def test_data_without_its_root_is_named(hydra: None) -> None:
-    with pytest.raises(ValueError, match=r"data\.root has no value"):
+    with pytest.raises(ValueError, match=r"data\.root is missing"):
         config.parse(compose("config", overrides=["data=folder"]))
 
 

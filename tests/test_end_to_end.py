@@ -168,7 +168,7 @@ def test_a_failing_arm_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
         (("-m", "scaling=depth,widht"), ("scaling=widht", "width")),
         (("recipe.epoch=3",), ("recipe.epoch", "epochs")),
         (("+recipe.epoch=3",), ("epoch", "epochs")),
-        (("budget=two",), ("budget=two", "Float")),
+        (("budget=two",), ("budget.multiple=two", "Float")),
         (("budget=0",), ("budget=0", "positive")),
         (("budget=1.72",), ("budget=1.72", "nearest budget")),
         (("budget.currency=flops",), ("budget.currency='flops'", "macs")),

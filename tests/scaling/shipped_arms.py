@@ -1,48 +1,76 @@
-"""Networks and rules of `conf/`, read the way a study reads them, and their solutions, each computed once."""
+"""Networks and rules of `conf/`, and their solutions, each computed once."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
-from src.config import Study, parse
+from src.networks.table import Network, Norm, Stage, Stem
+from src.scaling.currency import MACS, Currency
+from src.scaling.lattice import Base
 from src.scaling.rules import Rule
-from src.scaling.solve import Base, ScaledNetwork, solve
+from src.scaling.solve import ScaledNetwork, solve
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-RULES = sorted(path.stem for path in (CONF / "scaling").glob("*.yaml"))
-SCALING = [name for name in RULES if name != "base"]
-PURE = ["depth", "width", "resolution"]
-NANO, SMALL, B0 = ("efficientnet_nano", 32, 10), ("efficientnet_b0_small", 32, 10), ("efficientnet_b0", 224, 1000)
+MISSING = "???"  # a key that the command line must fill in
+
+
+def keys_of(group: str, choice: str) -> dict[str, Any]:
+    """What `conf/<group>/<choice>.yaml` says, without Hydra's own keys."""
+    keys = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text())
+    keys.pop("defaults", None)
+    assert isinstance(keys, dict)
+    return keys
 
 
 @functools.cache
-def study(network: str, scaling: str) -> Study:
-    """`network=... scaling=...` on top of the defaults of `conf/config.yaml`."""
-    config = OmegaConf.load(CONF / "config.yaml")
-    assert isinstance(config, DictConfig)
-    groups = {key: choice for entry in config.pop("defaults") if entry != "_self_" for key, choice in entry.items()}
-    groups |= {"network": network, "scaling": scaling}
-    loaded = {key: OmegaConf.load(CONF / key / f"{choice}.yaml") for key, choice in groups.items() if "/" not in key}
-    composed = OmegaConf.merge(config, loaded)
-    assert isinstance(composed, DictConfig)
-    return parse(composed)
-
-
 def rule(name: str) -> Rule:
     """The rule `scaling=name`."""
-    return study("efficientnet_nano", name).scaling
-
-
-def base(name: str, resolution: int, classes: int) -> Base:
-    """The network `network=name` at another input side."""
-    return Base(dataclasses.replace(study(name, "base").network, resolution=resolution), classes)
+    return Rule(**keys_of("scaling", name))
 
 
 @functools.cache
-def arm(name: str, resolution: int, classes: int, scaling: str, budget: float) -> ScaledNetwork:
+def base(name: str, resolution: int, classes: int) -> Base:
+    """The network `network=name` at another input side."""
+    keys = keys_of("network", name)
+    keys["stem"], keys["norm"] = Stem(**keys["stem"]), Norm(**keys["norm"])
+    keys["stages"] = [Stage(**stage) for stage in keys["stages"]]
+    return Base(dataclasses.replace(Network(**keys), resolution=resolution), classes)
+
+
+@functools.cache
+def arm(
+    name: str, resolution: int, classes: int, scaling: str, budget: float, currency: Currency = MACS
+) -> ScaledNetwork:
     """One solved arm."""
-    return solve(base(name, resolution, classes), rule(scaling), budget)
+    return solve(base(name, resolution, classes), rule(scaling), budget, currency)
+
+
+Setting = tuple[str, int, int]  # network, input side, classes
+
+RULE_FILES = sorted(path.stem for path in (CONF / "scaling").glob("*.yaml"))
+_GIVEN = [name for name in RULE_FILES if keys_of("scaling", name).get("exponents") != MISSING]
+TABLES = [name for name in _GIVEN if rule(name).network]
+SHRINKING = [name for name in _GIVEN if rule(name).solved and rule(name).largest_budget]
+SCALING = [name for name in _GIVEN if rule(name).solved and not rule(name).largest_budget]
+RULES = ["base", *SCALING]
+PURE = ["depth", "width", "resolution"]
+MIXED = [name for name in SCALING if not rule(name).pure]
+
+NANO: Setting = ("efficientnet_nano", 32, 10)
+SMALL: Setting = ("efficientnet_b0_small", 32, 10)
+SMALL_64: Setting = ("efficientnet_b0_small", 64, 10)
+B0: Setting = ("efficientnet_b0", 224, 1000)
+MOBILENET_V1: Setting = ("mobilenet_v1", 224, 1000)
+MOBILENET_V2: Setting = ("mobilenet_v2", 224, 1000)
+RESNET50: Setting = ("resnet50", 224, 1000)
+BASELINES = [NANO, SMALL, SMALL_64, B0, MOBILENET_V1, MOBILENET_V2, RESNET50]
+
+
+def label(setting: Setting) -> str:
+    """A test's name for a baseline."""
+    return f"{setting[0]}@{setting[1]}"

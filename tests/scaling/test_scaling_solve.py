@@ -12,59 +12,60 @@ import statistics
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from shipped_arms import B0, CONF, NANO, PURE, RULES, SCALING, SMALL, arm, base, rule
+from shipped_arms import (
+    B0,
+    BASELINES,
+    CONF,
+    MIXED,
+    MOBILENET_V1,
+    MOBILENET_V2,
+    NANO,
+    PURE,
+    RESNET50,
+    RULES,
+    SCALING,
+    SHRINKING,
+    SMALL,
+    SMALL_64,
+    Setting,
+    arm,
+    base,
+    label,
+    rule,
+)
 
 from src.networks.build import network_cost, stage_costs
-from src.scaling.rounding import scale_as_released
-from src.scaling.rules import Exponents, Factors, Rule
-from src.scaling.solve import (
-    AXES,
-    SNAP_WINDOW,
-    TOLERANCE,
-    Base,
-    ScaledNetwork,
-    realised_factors,
-    shapley_shares,
-    snap_budget,
-    solve,
-    spread,
-)
-from src.study import LARGEST_SPREAD
+from src.scaling.currency import MACS, PARAMS
+from src.scaling.lattice import Base, neighbourhood, nominal_factors, shapley_shares, shares_of
+from src.scaling.rules import AXES, Factors, Rule
+from src.scaling.solve import APART, SNAP_WINDOW, TOLERANCE, ScaledNetwork, common_targets, snap_budget, solve, spread
 
 SMALL_100 = ("efficientnet_b0_small", 32, 100)
 CASES = [
-    *((NANO, budget) for budget in (1.5, 2.0, 3.0, 4.0)),
-    *((setting, budget) for setting in (B0, SMALL, SMALL_100) for budget in (2.0, 4.0)),
+    *((NANO, budget) for budget in (1.5, 3.0)),
+    *((setting, budget) for setting in (*BASELINES, SMALL_100) for budget in (2.0, 4.0)),
 ]
 each_case = pytest.mark.parametrize(
-    ("setting", "budget"), [pytest.param(s, b, id=f"{s[0]}-{s[1]}px-{s[2]}-{b:g}x") for s, b in CASES]
+    ("setting", "budget"), [pytest.param(s, b, id=f"{label(s)}-{s[2]}-{b:g}x") for s, b in CASES]
 )
 
 
-def solved(setting: tuple[str, int, int], budget: float) -> dict[str, ScaledNetwork]:
+def solved(setting: Setting, budget: float) -> dict[str, ScaledNetwork]:
     return {name: arm(*setting, name, budget) for name in SCALING}
-
-
-def shares_of(scaled: ScaledNetwork) -> dict[str, float]:
-    return dataclasses.asdict(scaled.shares)
-
-
-def distance(scaled: ScaledNetwork, exponents: Exponents) -> float:
-    """L1 distance between realised and requested shares."""
-    return sum(abs(getattr(scaled.shares, axis) - getattr(exponents, axis)) for axis in AXES)
 
 
 def assert_within_tolerance(scaled: ScaledNetwork) -> None:
     target = scaled.snapped_budget * scaled.base.cost.macs
     assert abs(scaled.cost.macs / target - 1.0) <= TOLERANCE
-    assert 1 / (1 + SNAP_WINDOW) - TOLERANCE <= scaled.snapped_budget / scaled.budget <= 1 + SNAP_WINDOW + TOLERANCE
+    assert 1 / (1 + SNAP_WINDOW) - 1e-9 <= scaled.snapped_budget / scaled.budget <= 1 + SNAP_WINDOW + 1e-9
 
 
 @each_case
-def test_all_arms_of_a_budget_cost_the_same(setting: tuple[str, int, int], budget: float) -> None:
+def test_all_arms_of_a_budget_cost_the_same(setting: Setting, budget: float) -> None:
     arms = solved(setting, budget)
     assert len({scaled.snapped_budget for scaled in arms.values()}) == 1
     for scaled in arms.values():
@@ -75,15 +76,35 @@ def test_all_arms_of_a_budget_cost_the_same(setting: tuple[str, int, int], budge
     assert spread(arms.values()) == pytest.approx(max(macs) / min(macs) - 1)
 
 
+SHRUNK = (SMALL_64, B0, MOBILENET_V2)  # baselines that all rules can halve
+
+
+@pytest.mark.parametrize("setting", SHRUNK, ids=label)
+def test_all_arms_that_shrink_cost_the_same(setting: Setting) -> None:
+    arms = [arm(*setting, name, 0.5) for name in SCALING + SHRINKING]
+    for scaled in arms:
+        assert_within_tolerance(scaled)
+        assert scaled.network.final_side(scaled.resolution) >= 4
+        assert all(n <= before for n, before in zip(scaled.network.repeats, scaled.base.network.repeats, strict=True))
+    assert spread(arms) <= 0.01
+
+
 def test_two_arms_within_the_tolerance_are_within_the_allowed_spread() -> None:
-    assert (1 + TOLERANCE) / (1 - TOLERANCE) - 1 <= LARGEST_SPREAD
+    from src.study import LARGEST_SPREAD
+
+    assert (1 + TOLERANCE) / (1 - TOLERANCE) - 1 <= LARGEST_SPREAD == 0.01
+
+
+def test_the_spread_is_of_prices() -> None:
+    arms = [arm(*NANO, name, 2.0, PARAMS) for name in ("depth", "width")]
+    params = [scaled.cost.params for scaled in arms]
+    assert spread(arms) == max(params) / min(params) - 1
+    assert spread(arms[:1]) == 0.0
 
 
 @each_case
 @pytest.mark.parametrize("name", PURE)
-def test_a_pure_arm_leaves_the_other_axes_exactly_alone(
-    setting: tuple[str, int, int], budget: float, name: str
-) -> None:
+def test_a_pure_arm_leaves_the_other_axes_exactly_alone(setting: Setting, budget: float, name: str) -> None:
     scaled = arm(*setting, name, budget)
     stock = scaled.base.network
     moved = {
@@ -92,46 +113,87 @@ def test_a_pure_arm_leaves_the_other_axes_exactly_alone(
         "resolution": scaled.resolution != scaled.base.resolution,
     }
     assert moved == {axis: axis == name for axis in AXES}
-    assert shares_of(scaled) == pytest.approx({axis: float(axis == name) for axis in AXES}, abs=1e-12)
+    assert dataclasses.asdict(scaled.shares) == {axis: float(axis == name) for axis in AXES}  # exactly
+    assert not scaled.pushed_apart
 
 
-# How far compound may be from the requested shares: the lattice of a small network is coarse. At 1.5x the 5 blocks of
-# nano would have to become 5.7, no block tuple within the tolerance comes near, and compound is deeper in name only.
-COMPOUND_IS_WITHIN = {
-    (NANO, 1.5): 0.57,
-    (NANO, 2.0): 0.15,
-    (NANO, 3.0): 0.26,
-    (NANO, 4.0): 0.22,
-    (B0, 2.0): 0.28,
-    (B0, 4.0): 0.10,
-    (SMALL, 2.0): 0.10,
-    (SMALL, 4.0): 0.13,
-    (SMALL_100, 2.0): 0.10,
-    (SMALL_100, 4.0): 0.13,
+@each_case
+@pytest.mark.parametrize("name", MIXED)
+def test_a_mixed_arm_is_flagged_exactly_when_a_share_is_far_from_the_requested_one(
+    setting: Setting, budget: float, name: str
+) -> None:
+    scaled = arm(*setting, name, budget)
+    realised = brute_force(scaled.base, scaled)
+    assert sum(scaled.shares.axes) == pytest.approx(1.0, abs=1e-12)
+    furthest = max(abs(realised[axis] - e) for axis, e in zip(AXES, rule(name).exponents, strict=True))
+    assert scaled.pushed_apart == (furthest > APART)
+    for axis, e in zip(AXES, rule(name).exponents, strict=True):
+        assert e > 0.0 or getattr(scaled.shares, axis) == 0.0
+
+
+def test_the_flag_turns_at_a_tenth() -> None:
+    scaled = arm(*B0, "compound", 4.0)
+    exact = scaled.shares
+    for off, flagged in ((0.099, False), (0.101, True), (-0.099, False), (-0.101, True)):
+        asked = (exact.depth + off, exact.width - off, exact.resolution)
+        assert dataclasses.replace(scaled, rule=Rule("other", asked)).pushed_apart == flagged
+
+
+# The largest difference between a requested and a realised share, of the rules that matter most. The lattice of a small
+# network is coarse: at 1.5x the 5 blocks of nano would have to become 5.7.
+SHARES_ARE_WITHIN = {
+    ("compound", NANO, 2.0): 0.06,
+    ("compound", NANO, 4.0): 0.08,
+    ("compound", B0, 2.0): 0.09,
+    ("compound", B0, 4.0): 0.04,
+    ("compound", SMALL, 2.0): 0.08,
+    ("compound", SMALL, 4.0): 0.08,
+    ("compound_uniform", B0, 4.0): 0.05,
+    ("fast", B0, 4.0): 0.05,
+    ("slow_res", B0, 4.0): 0.03,
 }
 
 
-@each_case
-def test_compound_shares_are_near_the_requested_ones(setting: tuple[str, int, int], budget: float) -> None:
-    scaled = arm(*setting, "compound", budget)
-    assert distance(scaled, rule("compound").exponents) <= COMPOUND_IS_WITHIN[setting, budget]
-    assert sum(shares_of(scaled).values()) == pytest.approx(1.0, abs=1e-12)
-    if (setting, budget) != (NANO, 1.5):
-        assert min(shares_of(scaled).values()) > 0.15
+@pytest.mark.parametrize(("name", "setting", "budget"), SHARES_ARE_WITHIN, ids=lambda value: str(value))
+def test_realised_shares_are_near_the_requested_ones(name: str, setting: Setting, budget: float) -> None:
+    scaled = arm(*setting, name, budget)
+    off = [abs(got - want) for got, want in zip(scaled.shares.axes, rule(name).exponents, strict=True)]
+    assert max(off) <= SHARES_ARE_WITHIN[name, setting, budget]
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("setting", [NANO, SMALL, B0, MOBILENET_V2, RESNET50], ids=label)
+def test_an_arm_that_is_pushed_apart_could_not_have_been_much_nearer(setting: Setting, name: str) -> None:
+    """Over all points near the budget that cost the common target: shares are weighed against even stages, and give
+    way by little."""
+    scaled = arm(*setting, name, 2.0)
+    if not scaled.pushed_apart:
+        return
+    start, wanted = scaled.base, rule(name).exponents
+    target = scaled.snapped_budget * start.cost.macs
+    near = neighbourhood(start, rule(name), nominal_factors(start, rule(name), target, MACS))
+    affordable = np.abs(near.price(start, MACS) / target - 1.0) <= TOLERANCE
+    shares = shapley_shares(near.with_base(start).log_macs(start))
+    furthest = np.max([np.abs(share - e) for share, e in zip(shares, wanted, strict=True)], axis=0)
+    realised = max(abs(share - e) for share, e in zip(scaled.shares.axes, wanted, strict=True))
+    assert realised <= furthest[affordable].min() + 0.05
 
 
 @each_case
-def test_what_is_said_about_an_arm_is_what_it_is(setting: tuple[str, int, int], budget: float) -> None:
+def test_what_is_said_about_an_arm_is_what_it_is(setting: Setting, budget: float) -> None:
     for name, scaled in solved(setting, budget).items():
         stock = scaled.base.network
-        assert scaled.arm == name
+        assert (scaled.arm, scaled.rule, scaled.currency) == (name, rule(name), "macs")
         assert scaled.base == base(*setting)
         assert scaled.cost == network_cost(scaled.network, scaled.resolution, setting[2])
+        assert (scaled.price, scaled.base_price) == (scaled.cost.macs, scaled.base.cost.macs)
+        assert scaled.multiple == scaled.cost.macs / scaled.base.cost.macs
         assert scaled.network.final_side(scaled.resolution) >= 4
         assert scaled.asked == rule(name).factors(budget)
+        assert scaled.shares == shares_of(scaled.base, scaled.network, scaled.resolution)
         assert scaled.realised == Factors(
             sum(scaled.network.repeats) / sum(stock.repeats),
-            sum(scaled.network.channels[1:-1]) / sum(stock.channels[1:-1]),
+            sum(s.channels for s in scaled.network.stages) / sum(s.channels for s in stock.stages),
             scaled.resolution / setting[1],
         )
         assert scaled.network == stock.with_shape(scaled.network.repeats, scaled.network.channels)
@@ -151,6 +213,34 @@ def test_the_common_target_does_not_depend_on_which_arms_are_solved_or_when() ->
         }
     assert len(found) == len(SCALING)
     assert len({target for _, target, _, _ in found}) == 1
+
+
+def test_the_common_target_does_not_depend_on_the_rule_at_all() -> None:
+    """Not even on an arm that no file names: a user's own exponents meet the others."""
+    mine = solve(base(*NANO), Rule(exponents=(0.2, 0.5, 0.3)), 2.0)
+    assert mine.arm == "d0.2-w0.5-r0.3"
+    assert mine.snapped_budget == snap_budget(base(*NANO), 2.0) == arm(*NANO, "depth", 2.0).snapped_budget
+    assert spread([mine, *solved(NANO, 2.0).values()]) <= 0.01
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.83, 1.25, 2.0, 3.7, 7.3])
+@pytest.mark.parametrize("setting", [NANO, SMALL, B0], ids=label)
+def test_a_common_target_is_met_by_resolution_wherever_it_reaches(setting: Setting, budget: float) -> None:
+    """By brute force over all input sides: where one lies within the tolerance of the target, the arm is solved."""
+    start = base(*setting)
+    snapped = snap_budget(start, budget)
+    if snapped is None:
+        return
+    assert common_targets(start, budget, MACS, SNAP_WINDOW)[0] == snapped
+    sides = range(3 * start.network.output_stride + 1, 4 * start.resolution)
+    macs = np.array([network_cost(start.network, side, start.classes).macs for side in sides])
+    within = np.abs(macs / (snapped * start.cost.macs) - 1.0) <= TOLERANCE
+    reaches = np.abs(np.log(macs / (budget * start.cost.macs))).min() <= math.log1p(SNAP_WINDOW)
+    reaches &= macs.min() <= (1 + SNAP_WINDOW) * budget * start.cost.macs
+    if within.any():
+        assert_within_tolerance(solve(start, rule("resolution"), budget))
+    elif reaches:
+        pytest.fail(f"resolution reaches {budget:g}x but not the common target {snapped:g}x")
 
 
 PROGRAM = """
@@ -179,90 +269,142 @@ def test_another_process_solves_the_same_arms() -> None:
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", SCALING + SHRINKING)
 def test_a_budget_that_is_no_positive_number_is_refused(name: str, budget: float) -> None:
-    with pytest.raises(ValueError, match=rf"budget={budget:g} must be a positive multiple"):
+    with pytest.raises(ValueError, match=rf"budget={budget:g} must be a positive multiple.*such as budget=2"):
         solve(base(*NANO), rule(name), budget)
 
 
 @pytest.mark.parametrize("name", SCALING)
 def test_a_budget_of_one_leaves_nothing_to_scale(name: str) -> None:
-    with pytest.raises(ValueError, match=f"budget=1 leaves nothing for scaling={name}.*scaling=base"):
+    with pytest.raises(ValueError, match=f"budget=1 leaves nothing for scaling={name}.*scaling=base, or budget=2"):
         solve(base(*NANO), rule(name), 1.0)
 
 
-@pytest.mark.parametrize("budget", [1e4, 1e9, 1e300])
+@pytest.mark.parametrize("budget", [1001.0, 1e9, 1e300])
 def test_an_absurd_budget_is_refused_at_once(budget: float) -> None:
     with pytest.raises(ValueError, match=re.escape(f"budget={budget:g} is more than 1000 times the base network")):
         solve(base(*NANO), rule("compound"), budget)
 
 
-@pytest.mark.parametrize("budget", [1e-9, 0.3])
-def test_a_budget_below_what_the_lattice_can_shrink_to_is_refused(budget: float) -> None:
+@pytest.mark.parametrize("budget", [1.5, 2.0, 4.0])
+def test_a_rule_for_shrinking_is_refused_where_networks_grow(budget: float) -> None:
+    with pytest.raises(ValueError, match=rf"budget={budget:g} is not below 1, and scaling=tiny is for shrinking") as no:
+        solve(base(*B0), rule("tiny"), budget)
+    named = re.search(r"such as budget=([\d.]+)$", str(no.value))
+    assert named is not None
+    assert_within_tolerance(solve(base(*B0), rule("tiny"), float(named[1])))
+
+
+def test_a_rule_for_shrinking_is_refused_at_the_base_itself() -> None:
+    with pytest.raises(ValueError, match=r"budget=1 .*scaling=tiny"):
+        solve(base(*B0), rule("tiny"), 1.0)
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_a_budget_below_what_the_lattice_can_shrink_to_is_refused(name: str) -> None:
     with pytest.raises(
-        ValueError, match=f"budget={budget:g} cannot be met by scaling=compound on efficientnet_nano at 32 px"
+        ValueError, match=f"budget=1e-09 cannot be met by scaling={name} on efficientnet_nano at 32 px within 0.5%"
     ):
-        solve(base(*NANO), rule("compound"), budget)
+        solve(base(*NANO), rule(name), 1e-9)
+
+
+def test_resolution_cannot_spend_parameters() -> None:
+    for setting in (NANO, B0, MOBILENET_V1):
+        with pytest.raises(ValueError) as refused:
+            solve(base(*setting), rule("resolution"), 2.0, PARAMS)
+        assert str(refused.value) == (
+            f"budget=2 in params cannot be met by scaling=resolution on {setting[0]} at {setting[1]} px within 0.5%:"
+            " params does not depend on resolution; leave that arm out, or use budget.currency=macs"
+        )
+        assert_within_tolerance(solve(base(*setting), rule("resolution"), 2.0))  # the way out
 
 
 def test_the_base_ignores_the_budget() -> None:
     start = base(*NANO)
-    two, nine = (solve(start, rule("base"), budget) for budget in (2.0, 9.7))
-    assert two == nine
+    two, *others = (solve(start, rule("base"), budget) for budget in (2.0, 9.7, 0.0, math.nan, math.inf, 1e9))
+    assert all(two == other for other in others)
     assert (two.network, two.resolution, two.cost) == (start.network, 32, start.cost)
-    assert (two.budget, two.snapped_budget) == (1.0, 1.0)
+    assert (two.budget, two.snapped_budget, two.multiple) == (1.0, 1.0, 1.0)
     assert two.asked == two.realised == Factors(1.0, 1.0, 1.0)
-    assert two.shares == Factors(0.0, 0.0, 0.0)
+    assert two.shares == Factors(0.0, 0.0, 0.0) and not two.pushed_apart
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_base_without_a_final_map_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"1x1 map.*network\.resolution=97"):
         solve(base("efficientnet_b0", 32, 10), rule(name), 2.0)
+    assert solve(base("efficientnet_b0", 97, 10), rule("base"), 2.0).network.final_side(97) == 4
+
+
+def test_coefficients_without_a_final_map_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"efficientnet_b0 at 96 px ends in a 3x3 map.*network\.resolution=97"):
+        solve(base(*B0), Rule(pixels=96), 2.0)
+    assert solve(base(*B0), Rule(pixels=97), 2.0).resolution == 97
 
 
 def nearest_named(refusal: object) -> float | None:
-    named = re.search(r"the nearest budget that all arms can meet is budget=([\d.]+)$", str(refusal))
+    named = re.search(r"budget=([\d.]+)$", str(refusal))
     return float(named[1]) if named else None
 
 
+REFUSED = [
+    *((NANO, budget, SCALING) for budget in (1.03, 1.25, 1.35)),
+    (NANO, 1.12, ["resolution"]),
+    (NANO, 1.7284, ["resolution"]),
+    (NANO, 7.1706, ["dr"]),  # the pure axes meet it, but no blocks and pixels near half and half do
+    (NANO, 0.5, ["depth", "dr", "resolution"]),  # 5 blocks, 3 stages; a final map that is 4x4 already
+    (NANO, 0.72, ["resolution"]),
+    (SMALL, 1.06, ["depth", "compound"]),
+    (SMALL, 0.5, ["resolution"]),
+    (MOBILENET_V1, 0.5, PURE),
+]
+
+
 @pytest.mark.parametrize(
-    ("setting", "budget"), [(NANO, 1.2), (NANO, 1.72), (NANO, 2.5), (NANO, 3.4), (("efficientnet_nano", 33, 10), 2.0)]
+    ("setting", "budget", "names"), [pytest.param(*row, id=f"{label(row[0])}-{row[1]:g}x") for row in REFUSED]
 )
-def test_a_refusal_names_a_budget_that_every_arm_accepts(setting: tuple[str, int, int], budget: float) -> None:
-    start, named = base(*setting), set()
-    for name in SCALING:
+def test_a_refusal_names_a_budget_that_the_arm_can_meet(setting: Setting, budget: float, names: list[str]) -> None:
+    start = base(*setting)
+    for name in names:
         with pytest.raises(
             ValueError,
-            match=f"budget={budget:g} cannot be met by scaling={name} on efficientnet_nano at {setting[1]} px",
+            match=f"budget={budget:g} cannot be met by scaling={name} on {setting[0]} at {setting[1]} px",
         ) as refusal:
             solve(start, rule(name), budget)
         nearest = nearest_named(refusal.value)
-        assert nearest is not None
-        named.add(nearest)
-    for nearest in named:
-        arms = [solve(start, rule(name), nearest) for name in SCALING]
-        for scaled in arms:
-            assert_within_tolerance(scaled)
-        assert spread(arms) <= 0.01
+        assert nearest is not None and (nearest - 1) * (budget - 1) > 0
+        scaled = solve(start, rule(name), nearest)
+        assert_within_tolerance(scaled)
+        if budget > 1:  # where networks grow, every axis reaches it
+            arms = [solve(start, rule(other), nearest) for other in SCALING]
+            assert spread(arms) <= 0.01
 
 
-@settings(max_examples=8, deadline=None)
-@given(budget=st.floats(1.2, 6.0))
-def test_any_budget_is_met_by_all_arms_or_refused(budget: float) -> None:
-    start, arms, refused = base(*NANO), [], []
-    for name in SCALING:
+@settings(max_examples=6, deadline=None)
+@given(setting=st.sampled_from([NANO, SMALL]), budget=st.floats(0.3, 8.0))
+@example(setting=NANO, budget=0.5785)
+@example(setting=NANO, budget=0.7201)
+@example(setting=NANO, budget=1.0001)
+@example(setting=SMALL, budget=0.3)
+def test_any_budget_is_met_by_all_arms_or_refused_with_one_that_is(setting: Setting, budget: float) -> None:
+    start, arms, refused = base(*setting), [], []
+    for name in SCALING + SHRINKING * (budget < 1):
         try:
             arms.append(solve(start, rule(name), budget))
         except ValueError as refusal:
-            refused.append(refusal)
+            refused.append((name, refusal))
     for scaled in arms:
         assert_within_tolerance(scaled)
+        assert (scaled.multiple - 1) * (budget - 1) > 0
     assert len(arms) < 2 or spread(arms) <= 0.01
-    for mistake in refused:
+    for name, mistake in refused:
+        if budget == 1.0:
+            continue
         assert "cannot be met" in str(mistake)
         nearest = nearest_named(mistake)
         assert nearest is not None and (nearest - 1) * (budget - 1) > 0
+        assert_within_tolerance(solve(start, rule(name), nearest))
 
 
 @settings(max_examples=3, deadline=None)
@@ -279,34 +421,15 @@ def test_a_network_that_shall_grow_never_shrinks(budget: float) -> None:
     assert scaled.cost.macs > (1 + TOLERANCE) * start.cost.macs
 
 
-@pytest.mark.parametrize("name", ["width", "compound"])
-def test_a_network_can_be_asked_to_shrink(name: str) -> None:
-    scaled = arm("efficientnet_b0", 224, 1000, name, 0.5)
-    assert_within_tolerance(scaled)
-    assert scaled.network.final_side(scaled.resolution) >= 4
-    assert shares_of(scaled)[name if name in AXES else "resolution"] > 0.3
-
-
-def test_a_rule_whose_own_lattice_misses_the_common_target_is_refused() -> None:
-    """The pure axes meet 3.05x, but no number of blocks and pixels near half and half does."""
-    start, mixed = base(*NANO), Rule("no_channels", Exponents(0.5, 0.0, 0.5))
-    assert snap_budget(start, 3.0) is not None
-    with pytest.raises(ValueError, match="budget=3 cannot be met by scaling=no_channels") as refusal:
-        solve(start, mixed, 3.0)
-    nearest = nearest_named(refusal.value)
-    assert nearest is not None
-    assert_within_tolerance(solve(start, mixed, nearest))
-
-
 def test_a_mixed_rule_with_a_zero_exponent_leaves_that_axis_alone() -> None:
-    mixed = Rule("no_pixels", Exponents(0.5, 0.5, 0.0))
-    scaled = solve(base(*NANO), mixed, 4.0)
-    assert scaled.resolution == 32 and scaled.shares.resolution == 0.0
-    assert min(scaled.shares.depth, scaled.shares.width) > 0.2
+    for axis, name in zip(AXES, ("wr", "dr", "dw"), strict=True):
+        scaled = arm(*NANO, name, 4.0)
+        assert getattr(scaled.shares, axis) == 0.0 and getattr(scaled.realised, axis) == 1.0
+        assert min(share for share in scaled.shares.axes if share) > 0.35
 
 
 @each_case
-def test_no_other_blocks_deepen_more_evenly_at_the_same_cost(setting: tuple[str, int, int], budget: float) -> None:
+def test_no_other_blocks_deepen_more_evenly_at_the_same_cost(setting: Setting, budget: float) -> None:
     """Every floor or ceil of a stage at 60 depths, by brute force: of those that meet the target none is more even."""
     scaled = arm(*setting, "depth", budget)
     start, stock = scaled.base, scaled.base.network.repeats
@@ -324,7 +447,7 @@ def test_no_other_blocks_deepen_more_evenly_at_the_same_cost(setting: tuple[str,
         for exact in [[n * budget * (0.7 + step / 100) for n in stock]]
         for repeats in itertools.product(*({max(1, math.floor(x)), math.ceil(x)} for x in exact))
     }
-    assert badness(scaled.network.repeats) == pytest.approx(min(map(badness, tuples)), abs=1e-9)
+    assert badness(scaled.network.repeats) <= min(map(badness, tuples)) + 0.02
 
 
 # Shapley shares
@@ -342,9 +465,8 @@ B1_TO_B7 = {  # width, depth, resolution; exact shares in percent of width, dept
 
 @pytest.mark.parametrize("name", B1_TO_B7)
 def test_shares_of_the_released_family(name: str) -> None:
-    width, depth, resolution, expected = B1_TO_B7[name]
-    start = base(*B0)
-    shares = shapley_shares(start, scale_as_released(start.network, width, depth), resolution)
+    *_, expected = B1_TO_B7[name]
+    shares = arm(*B0, name, 2.0).shares
     found = [100 * shares.width, 100 * shares.depth, 100 * shares.resolution]
     assert found == pytest.approx(expected, abs=0.51)
 
@@ -380,11 +502,29 @@ def brute_force(start: Base, scaled: ScaledNetwork) -> dict[str, float]:
     return {axis: share(axis) for axis in AXES}
 
 
-@pytest.mark.parametrize("setting", [NANO, SMALL])
-def test_shares_against_brute_force(setting: tuple[str, int, int]) -> None:
-    scaled = arm(*setting, "compound", 4.0)
-    assert min(shares_of(scaled).values()) > 0.1
-    assert shares_of(scaled) == pytest.approx(brute_force(scaled.base, scaled), abs=1e-12)
+def by_permutations(start: Base, scaled: ScaledNetwork) -> dict[str, float]:
+    """The same from the definition: mean gain of an axis over the six orders in which axes are switched on."""
+    gains = dict.fromkeys(AXES, 0.0)
+    for order in itertools.permutations(AXES):
+        repeats, channels, side = start.network.repeats, start.network.channels, start.resolution
+        before = math.log(start.cost.macs)
+        for axis in order:
+            repeats = scaled.network.repeats if axis == "depth" else repeats
+            channels = scaled.network.channels if axis == "width" else channels
+            side = scaled.resolution if axis == "resolution" else side
+            now = math.log(network_cost(start.network.with_shape(repeats, channels), side, start.classes).macs)
+            gains[axis] += (now - before) / 6
+            before = now
+    return {axis: gain / math.log(scaled.cost.macs / start.cost.macs) for axis, gain in gains.items()}
+
+
+@pytest.mark.parametrize("setting", BASELINES, ids=label)
+@pytest.mark.parametrize("name", ["compound", "fast"])
+def test_shares_against_brute_force(setting: Setting, name: str) -> None:
+    scaled = arm(*setting, name, 4.0)
+    found = dataclasses.asdict(scaled.shares)
+    assert found == pytest.approx(brute_force(scaled.base, scaled), abs=1e-12)
+    assert found == pytest.approx(by_permutations(scaled.base, scaled), abs=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -397,25 +537,37 @@ def test_shares_sum_to_one_and_an_untouched_axis_has_none(
     repeats: tuple[int, ...], channels: tuple[int, ...], resolution: int
 ) -> None:
     start = base(*NANO)
-    shares = shapley_shares(start, start.network.with_shape(repeats, channels), resolution)
-    cost = network_cost(start.network.with_shape(repeats, channels), resolution, 10)
+    grown = start.network.with_shape(repeats, channels)
+    shares = shares_of(start, grown, resolution)
+    cost = network_cost(grown, resolution, 10)
     if cost.macs == start.cost.macs:
         assert shares == Factors(0.0, 0.0, 0.0)
         return
     scale = max(1.0, 1 / abs(math.log(cost.macs / start.cost.macs)))
-    assert sum(dataclasses.astuple(shares)) == pytest.approx(1.0, abs=1e-9 * scale)
-    pixels = shapley_shares(start, start.network, resolution)
-    assert pixels.depth == pixels.width == 0.0
-    deep = shapley_shares(start, start.network.with_shape(repeats, start.network.channels), resolution)
-    assert deep.width == pytest.approx(0.0, abs=1e-12)
+    assert sum(shares.axes) == pytest.approx(1.0, abs=1e-9 * scale)
+    stock = start.network
+    for touched, axes in (
+        ((stock, resolution), {"resolution"}),
+        ((stock.with_shape(repeats, stock.channels), 32), {"depth"}),
+        ((stock.with_shape(stock.repeats, channels), 32), {"width"}),
+        ((stock.with_shape(repeats, stock.channels), resolution), {"depth", "resolution"}),
+        ((stock.with_shape(stock.repeats, channels), resolution), {"width", "resolution"}),
+        ((grown, 32), {"depth", "width"}),
+    ):
+        found = dataclasses.asdict(shares_of(start, *touched))
+        part = abs(math.log(network_cost(*touched, 10).macs / start.cost.macs))
+        for axis in set(AXES) - axes:
+            assert found[axis] == pytest.approx(0.0, abs=1e-12 * max(1.0, 1 / part if part else 1.0))
+        if len(axes) == 1:
+            assert set(found.values()) <= {0.0, 1.0}
 
 
 def test_shares_of_the_base_are_zero() -> None:
     start = base(*NANO)
-    assert shapley_shares(start, start.network, 32) == Factors(0.0, 0.0, 0.0)
+    assert shares_of(start, start.network, 32) == Factors(0.0, 0.0, 0.0)
 
 
 def test_realised_factors_are_ratios() -> None:
-    start = base(*NANO)
-    grown = start.network.with_shape((2, 4, 4), (32, 32, 48, 80, 384))
-    assert realised_factors(start, grown, 48) == Factors(2.0, 2.0, 1.5)
+    scaled = solve(base(*NANO), Rule(depth=2.0, width=2.0, resolution=1.5), 2.0)
+    assert scaled.network.repeats == (2, 4, 4) and scaled.network.channels == (32, 32, 48, 80, 384)
+    assert scaled.realised == scaled.asked == Factors(2.0, 2.0, 1.5)
