@@ -114,6 +114,19 @@ def to_mapping(study: Study) -> dict[str, Any]:
     return mapping
 
 
+def knows(key: str) -> bool:
+    """Whether the schema has a dotted key, such as network.stages.2.groups, though a file may leave it out."""
+    kind: Any = Study
+    for part in key.split("."):
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(part)
+        elif typing.get_origin(kind) is tuple and part.isdigit():
+            kind = typing.get_args(kind)[0]
+        else:
+            return False
+    return kind is not None
+
+
 def identity(study: Study, facts: Any) -> str:
     """SHA-256 of what decides an arm's result: the resolved config without paths, devices, logging and launching, and
     what the data turned out to be. Equal hashes mean one arm; coefficients and the base have one identity at every

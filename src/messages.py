@@ -39,6 +39,7 @@ from omegaconf.errors import (
 )
 
 from src.choices import suggestion
+from src.config import knows
 from src.launch.hydra_launcher import SWEEP_GROUP
 
 
@@ -229,6 +230,8 @@ def _composition(error: CompactHydraException, conf: Path) -> str:
     override = re.search(r"use \+(.*)", text)
     if found := re.match(r"Could not override '(.*)'\.\nTo append to your config", text):
         line = override[1] if override else found[1]
+        if knows(found[1]):
+            return f"{line}: the chosen file leaves {found[1]} at its default, write +{line}"
         if isinstance(cause, ConfigAttributeError | ConfigKeyError | ConfigTypeError):
             return _unknown_key(f"{line}: ", cause, conf)
         return f"{line}: there is no key {found[1]}"

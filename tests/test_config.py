@@ -398,3 +398,32 @@ def test_a_declared_number_of_classes_leaves_the_identity(hydra: None) -> None:
     extras: tuple[list[str], ...] = ([], ["data.classes=2"])
     studies = [config.parse(compose("config", overrides=["data=folder", "data.root=/a/pets", *e])) for e in extras]
     assert len({config.identity(study, FACTS) for study in studies}) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("network.stages.2.groups", True), ("network.stem.pool", True), ("data.classes", True),
+        ("budget.network", True), ("network.stages.groups", False), ("network.stages.2.gropus", False),
+        ("scaling.depth.more", False), ("nonsense", False),
+    ],
+)  # fmt: skip
+def test_the_schema_knows_keys_that_files_leave_out(key: str, known: bool) -> None:
+    assert config.knows(key) is known
+
+
+def test_a_budget_may_be_one_number_in_a_file(task: DictConfig) -> None:
+    task.budget = 3
+    assert config.parse(task).budget == BudgetOptions(3.0)
+
+
+def test_coefficients_and_the_base_are_one_arm_at_every_budget_unless_it_decides_their_length(task: DictConfig) -> None:
+    def hashes(name: str, currency: str) -> set[str]:
+        given: dict[str, Any] = {"exponents": [0.0] * 3} if name == "base" else {"exponents": [], "depth": 2.0}
+        budgets = [{"multiple": multiple, "currency": currency} for multiple in (2.0, 3.0)]
+        values = [{"scaling": {"name": name, **given}, "budget": budget} for budget in budgets]
+        return {config.identity(changed(copy.deepcopy(task), **value), FACTS) for value in values}
+
+    assert len(hashes("base", "macs")) == len(hashes("free", "macs")) == 1
+    assert len(hashes("base", "train_macs")) == len(hashes("free", "train_macs")) == 2
+    assert hashes("base", "macs") != hashes("base", "params")
