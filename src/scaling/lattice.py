@@ -150,7 +150,7 @@ def nominal_factors(base: Base, rule: Rule, target: float, currency: Currency) -
 def neighbourhood(base: Base, rule: Rule, nominal: Factors, reach: float = _REACH) -> Lattice:
     """Lattice points of `rule` around nominal factors; an axis whose exponent is zero keeps the base's value."""
     depth, width, resolution = rule.exponents
-    channels, sides, repeats = (np.array([row]) for row in (base.network.channels, 0, base.network.repeats))
+    channels, repeats = np.array([base.network.channels]), np.array([base.network.repeats])
     sides = np.array([base.resolution])
     if depth:
         repeats = _repeats(base, nominal.depth, reach)
