@@ -116,7 +116,9 @@ class Rule:
                 raise ValueError(f"scaling.exponents={list(self.exponents)}: {axis}'s {value:g} must lie in [0, 1]")
         total = sum(self.exponents)
         if not (math.isclose(total, 1.0, abs_tol=1e-6) or total == 0.0):
-            scaled = ",".join(f"{e / total:.4g}" for e in self.exponents)
+            shares = [round(e / total, 4) for e in self.exponents]
+            shares[shares.index(max(shares))] += 1.0 - sum(shares)  # what is named must be accepted
+            scaled = ",".join(f"{round(share, 4):g}" for share in shares)
             raise ValueError(
                 f"scaling.exponents={list(self.exponents)} sum to {total:g}; they must sum to 1, such as [{scaled}], or"
                 " all be 0 for the base"

@@ -45,6 +45,7 @@ LARGEST_BUDGET = 1000.0  # B7 is 98 times B0; beyond this a budget is a slip, an
 APART = 0.10  # a realised share this far from the requested one is flagged
 _SHARE_WEIGHT = 2.0  # of distance in shares, against uneven stages, padding and distance from the target
 _TARGETS = 801  # multiples tried within the snapping window
+_STEP, _FURTHEST = 1.01, 4.0  # of the search for the nearest budget that works: each a factor
 _TRIALS = 12  # networks measured at most to meet a measured budget
 
 
@@ -109,7 +110,7 @@ def solve(base: Base, rule: Rule, budget: float, currency: Currency | Measured =
     if isinstance(currency, Measured):
         return _solve_measured(base, rule, budget, currency)
     snapped = snap_budget(base, budget, currency)
-    found = None if snapped is None else _realise(base, rule, snapped * _price_of_base(base, currency), currency)
+    found = None if snapped is None else _realise(base, rule, budget, snapped, currency)
     if snapped is None or found is None:
         raise ValueError(_cannot_meet(base, rule, budget, currency))
     return _solution(base, rule, *found, currency, budget, snapped)
@@ -187,9 +188,22 @@ def _near(base: Base, rule: Rule, target: float, currency: Currency) -> tuple[La
     return lattice, lattice.price(base, currency) / target
 
 
-def _realise(base: Base, rule: Rule, target: float, currency: Currency) -> tuple[Network, int] | None:
-    """The best lattice point of `rule` whose price is within `TOLERANCE` of `target`; None if there is none."""
-    lattice, multiples = _near(base, rule, target, currency)
+def _pure_lattice(base: Base, rule: Rule, budget: float, window: float, currency: Currency) -> Lattice:
+    """All points of a pure rule whose price may lie within `window` of `budget`. Snapping and solving share it, so that
+    a common target that an axis has a say in is also met by it."""
+    nominal = nominal_factors(base, rule, budget * _price_of_base(base, currency), currency)
+    return neighbourhood(base, rule, nominal, 0.25 + 2 * math.log1p(window))
+
+
+def _realise(base: Base, rule: Rule, budget: float, snapped: float, currency: Currency) -> tuple[Network, int] | None:
+    """The best lattice point of `rule` whose price is within `TOLERANCE` of `snapped` times the base's, the common
+    target of `budget`; None if there is none."""
+    target = snapped * _price_of_base(base, currency)
+    if rule.pure:
+        lattice = _pure_lattice(base, rule, budget, SNAP_WINDOW, currency)
+        multiples = lattice.price(base, currency) / target
+    else:
+        lattice, multiples = _near(base, rule, target, currency)
     inside = np.abs(multiples - 1.0) <= TOLERANCE
     return _best(base, rule, lattice, multiples, inside) if inside.any() else None
 
@@ -219,7 +233,7 @@ def _best(base: Base, rule: Rule, lattice: Lattice, multiples: Floats, allowed: 
     return base.network.with_shape(tuple(repeats), tuple(channels)), int(lattice.sides[m[best]])
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=1024)
 def snap_budget(base: Base, budget: float, currency: Currency = MACS) -> float | None:
     """The multiple of the base's cost that all arms asked for `budget` are solved to; None if the pure axes share
     none near it."""
@@ -237,20 +251,19 @@ def common_targets(base: Base, budget: float, currency: Currency, window: float)
     targets = np.unique(np.append(np.geomspace(budget / (1 + window), budget * (1 + window), _TARGETS), budget))
     targets = targets[targets > 1 + 2 * TOLERANCE if budget > 1 else targets < 1 - 2 * TOLERANCE]
     badness = np.abs(np.log(targets / budget))
-    unheard = np.ones(len(targets), dtype=bool)
+    heard = np.zeros(len(targets), dtype=np.int64)
     base_price = _price_of_base(base, currency)
     for rule in PURE:
-        nominal = nominal_factors(base, rule, budget * base_price, currency)
-        lattice = neighbourhood(base, rule, nominal, 0.25 + 2 * math.log1p(window))
+        lattice = _pure_lattice(base, rule, budget, window, currency)
         multiples = (lattice.price(base, currency) / base_price).ravel()
         padded = np.broadcast_to(waste(base, lattice.sides)[None, :, None], lattice.shape).ravel()
         has_a_say = (targets >= multiples.min() * (1 - TOLERANCE)) & (targets <= multiples.max() * (1 + TOLERANCE))
         error = np.abs(multiples / targets[:, None] - 1.0)
         cost = np.where(error <= TOLERANCE, error + padded, np.inf).min(axis=1)
         badness += np.where(has_a_say, cost, 0.0)
-        unheard &= ~has_a_say
-    badness[unheard] = np.inf
-    order = np.argsort(badness, kind="stable")
+        heard += has_a_say
+    badness[heard == 0] = np.inf
+    order = np.lexsort((badness, -heard))  # a target that one axis more can meet comes first, however near another is
     return [float(targets[i]) for i in order if math.isfinite(badness[i])]
 
 
@@ -294,15 +307,23 @@ def _cannot_meet(base: Base, rule: Rule, budget: float, currency: Currency) -> s
     if not _moves(base, rule, currency):
         axes = " and ".join(axis for axis, e in zip(AXES, rule.exponents, strict=True) if e)
         return f"{head}: {currency.name} does not depend on {axes}; leave that arm out, or use budget.currency=macs"
-    for window in (0.5, 3.0):
-        near = sorted(common_targets(base, budget, currency, window), key=lambda target: abs(math.log(target / budget)))
-        for target in near[:: max(1, len(near) // 40)]:
-            named = float(f"{target:.4g}")
+    together = [pure for pure in PURE if _moves(base, pure, currency)]
+    for others, who in ((together, "it and the pure arms"), ([], "it")):
+        for named in _nearest_first(budget):
             snapped = snap_budget(base, named, currency)
-            price = _price_of_base(base, currency)
-            if snapped is not None and _realise(base, rule, snapped * price, currency) is not None:
-                return f"{head}; the nearest budget that all arms can meet is budget={named:g}"
-    return f"{head}, and no budget near it can be met; use a network with more blocks or a smaller channel_divisor"
+            if snapped is not None and all(_realise(base, r, named, snapped, currency) for r in (rule, *others)):
+                return f"{head}; the nearest budget that {who} can meet is budget={named:g}"
+    return (
+        f"{head}, and no budget near it can be met; use a network with more blocks, a smaller channel_divisor or a"
+        " larger network.resolution"
+    )
+
+
+def _nearest_first(budget: float) -> list[float]:
+    """Budgets on the same side of 1, ever further from `budget`."""
+    steps = range(1, math.ceil(math.log(_FURTHEST) / math.log(_STEP)))
+    tried = [float(f"{factor * budget:.4g}") for step in steps for factor in (_STEP**step, _STEP**-step)]
+    return [named for named in tried if (named - 1.0) * (budget - 1.0) > 0.0 and named <= LARGEST_BUDGET]
 
 
 def _moves(base: Base, rule: Rule, currency: Currency) -> bool:
