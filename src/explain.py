@@ -7,13 +7,15 @@
   python -m src.explain scaling=b1 --json                 a list with an object an arm
 
 Takes the same GROUP=OPTION and KEY=VALUE as `python -m src.run`. Networks are counted with the classes of their
-published table, unless the command names data=..., whose classes then count.
+published table, unless the command names data=..., whose classes then count. Nothing is trained or written, except that
+budget.currency=latency_s measures and keeps what it measured in the study's folder.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from omegaconf import DictConfig
@@ -25,7 +27,7 @@ from src.command import start
 from src.messages import mistakes
 from src.record import CURRENCY_LABELS
 from src.report.write import make_console, print_whole
-from src.scaling.explain import AxisStory, axis_stories, remarks, stage_rows, to_mapping
+from src.scaling.explain import axis_stories, remarks, stage_rows, to_mapping
 from src.scaling.solve import ScaledNetwork, spread
 from src.study import CONF, solve_arm
 
@@ -61,10 +63,13 @@ def show_arm(scaled: ScaledNetwork, console: Console) -> None:
         f"[bold]{s.arm}[/bold] on {base.network.name} at {base.resolution} px, {base.classes} classes", highlight=False
     )
     console.print(f"{s.rule.source}\n", highlight=False, style="dim")
-    table = _table("axis", "asked", "realised", "asked share", "share of log-MACs", left=("why",))
+    asked_share = ["asked share"] if s.rule.solved else []
+    table = _table("axis", "asked", "realised", *asked_share, "share of log-MACs", left=("why",))
     for story in axis_stories(s):
-        table.add_row(story.axis, f"{story.asked:.3f}x", f"{story.realised:.3f}x", *_shares(story), story.why)
+        shares = [f"{100 * share:.1f} %" for share in (story.asked_share, story.share) if share is not None]
+        table.add_row(story.axis, f"{story.asked:.3f}x", f"{story.realised:.3f}x", *shares, story.why)
     console.print(table)
+    console.print()
     table = _table("cost of one picture", "base", s.arm, "x base")
     for name, before, after, unit, digits in (
         ("FLOPs, counted as MACs (M)", base.cost.macs, s.cost.macs, 1e6, 2),
@@ -73,7 +78,12 @@ def show_arm(scaled: ScaledNetwork, console: Console) -> None:
         ("memory kept for backward, float32 (MiB)", 4 * base.cost.saved, 4 * s.cost.saved, 2**20, 2),
     ):
         table.add_row(name, f"{before / unit:.{digits}f}", f"{after / unit:.{digits}f}", f"{after / before:.3f}")
+    if s.rule.solved and s.currency not in ("macs", "params", "activations"):
+        table.add_row(
+            f"budget: {CURRENCY_LABELS[s.currency]}", f"{s.base_price:.4g}", f"{s.price:.4g}", f"{s.multiple:.3f}"
+        )
     console.print(table)
+    console.print()
     table = _table("stage", "map", "channels", "blocks", "MACs (M)", "% of MACs", "params (M)", left=("block",))
     for row in stage_rows(s):
         table.add_row(
@@ -87,14 +97,19 @@ def show_arm(scaled: ScaledNetwork, console: Console) -> None:
             row.block,
         )
     console.print(table)
-    for line in remarks(s):
-        console.print(f"- {line}", highlight=False)
+    lines = remarks(s)
+    if lines:
+        console.print()
+    for line in lines:
+        _point(console, line)
 
 
 def show_side_by_side(arms: Sequence[ScaledNetwork], published: dict[str, float], console: Console) -> None:
     """Arms in rows, and how far they lie apart at each budget."""
     headings = ["arm", "budget", "depth", "width", "px", "blocks", "map", "FLOPs (M MACs)", "x base"]
     headings += ["params (M)", "acts (M)", "MiB/picture", "shares d/w/r (%)"]
+    currency = arms[0].currency
+    headings += [f"x base, {CURRENCY_LABELS[currency]}"] if currency != "macs" else []
     table = _table(*headings, *(["printed (G)", "realised / printed"] if published else []))
     for s in arms:
         final = s.network.final_side(s.resolution)
@@ -113,6 +128,7 @@ def show_side_by_side(arms: Sequence[ScaledNetwork], published: dict[str, float]
             f"{4 * s.cost.saved / 2**20:.2f}",
             "/".join(f"{100 * share:.0f}" for share in s.shares.axes),
         ]
+        cells += [f"{s.multiple:.3f}"] if currency != "macs" else []
         if published:
             printed = published.get(s.arm)
             cells += [f"{printed:g}", f"{s.cost.macs / 1e9 / printed:.3f}"] if printed else ["", ""]
@@ -127,17 +143,22 @@ def show_side_by_side(arms: Sequence[ScaledNetwork], published: dict[str, float]
             where = f"at {budget:g}x" if isinstance(budget, float) else "given by coefficients"
             unit = CURRENCY_LABELS[group[0].currency]
             name = group[0].base.network.name
-            apart = 100 * spread(group)
-            line = f"{len(group)} arms {where} on {name} lie within {apart:.2f} % of each other in {unit}"
-            console.print(f"- {line}", highlight=False)
+            apart = spread(group)
+            near = (
+                f"lie within {100 * apart:.2f} % of each other"
+                if apart < 1
+                else f"lie a factor of {1 + apart:.2f} apart"
+            )
+            _point(console, f"{len(group)} arms {where} on {name} {near} in {unit}")
     for s in arms:
         if s.pushed_apart:
-            console.print(f"- {s.arm}: {remarks(s)[-1]}", highlight=False)
+            _point(console, f"{s.arm}: {remarks(s)[-1]}")
 
 
-def _shares(story: AxisStory) -> tuple[str, str]:
-    asked = "" if story.asked_share is None else f"{100 * story.asked_share:.1f} %"
-    return asked, f"{100 * story.share:.1f} %"
+def _point(console: Console, line: str) -> None:
+    """One remark; its further lines hang."""
+    wrapped = textwrap.fill(line, console.width, initial_indent="- ", subsequent_indent="  ")
+    console.print(wrapped, highlight=False, markup=False)
 
 
 def _change(before: int, after: int) -> str:

@@ -282,6 +282,8 @@ def show_plan(arms: Sequence[Arm], console: Console) -> None:
         "x base",
     ]
     headings += ["params (M)", "acts (M)", "memory (MiB)"]
+    other = arms[0].scaled.currency != "macs"
+    headings += [f"x base, {CURRENCY_LABELS[arms[0].scaled.currency]}"] * other
     headings += ["epochs"] * timed + ["printed (G)", "realised / printed"] * bool(published)
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "arm" else "right")
@@ -305,6 +307,8 @@ def show_plan(arms: Sequence[Arm], console: Console) -> None:
             f"{s.cost.activations / 1e6:.3f}",
             f"{arm.memory_bytes / 2**20:.0f}",
         ]
+        if other:
+            cells.append(f"{s.multiple:.3f}")
         if timed:
             cells.append(f"{arm.epochs:.2f}")
         if published:

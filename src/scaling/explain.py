@@ -9,6 +9,7 @@ from typing import Any
 
 from src.networks.build import network_cost, stage_costs
 from src.networks.cost import Cost
+from src.record import CURRENCY_LABELS
 from src.scaling.lattice import Base
 from src.scaling.rules import AXES, Rule
 from src.scaling.solve import ScaledNetwork
@@ -61,25 +62,31 @@ def _differs(asked: float, realised: float) -> bool:
 def _why_depth(scaled: ScaledNetwork) -> str:
     stock, network = scaled.base.network, scaled.network
     if network.repeats == stock.repeats:
-        return "untouched" if scaled.asked.depth == 1.0 else "too little to add a whole block anywhere"
+        return "untouched" if scaled.asked.depth == 1.0 else "too little to change a whole block anywhere"
     blocks = f"{stock.blocks} to {network.blocks} blocks"
     if not _differs(scaled.asked.depth, scaled.realised.depth):
         return blocks
     if not scaled.rule.solved:
-        how = {"up": "every stage rounds up", "nearest": "every stage rounds to the nearest"}
-        return f"{blocks}: {how[scaled.rule.repeats_rounding]} to whole blocks"
+        how = {"up": "up to whole blocks", "nearest": "to the nearest whole block"}
+        return f"{blocks}: every stage rounds {how[scaled.rule.repeats_rounding]}"
     return f"{blocks}: whole blocks only, and stem, head and the first block of a stage do not deepen"
 
 
 def _why_width(scaled: ScaledNetwork) -> str:
     stock, network = scaled.base.network, scaled.network
     if network.channels == stock.channels:
-        return "untouched" if scaled.asked.width == 1.0 else f"too little for {stock.channel_divisor} more channels"
+        return (
+            "untouched" if scaled.asked.width == 1.0 else f"too little for a step of {stock.channel_divisor} channels"
+        )
     stages = f"{stock.stage_channels} to {network.stage_channels} channels over all stages"
     if not _differs(scaled.asked.width, scaled.realised.width):
         return stages
     why = f"{stages}: multiples of {stock.channel_divisor} only"
-    return f"{why}, and depthwise kernels grow with w, not w^2" if scaled.rule.solved else why
+    if not scaled.rule.solved:
+        return why
+    depthwise = any(stage.block != "bottleneck" for stage in stock.stages)
+    linear = "stem, depthwise kernels and classifier" if depthwise else "stem and classifier"
+    return f"{why}, and {linear} grow with w, not w^2"
 
 
 def _why_resolution(scaled: ScaledNetwork) -> str:
@@ -123,9 +130,12 @@ def stage_rows(scaled: ScaledNetwork) -> list[StageRow]:
             )
         )
     rest = costs.fixed
+    widths = [("stem", stock.channels[0], network.channels[0])]
+    if network.head_channels:
+        widths.append(("head", stock.head_channels, network.head_channels))
     ends = StageRow(
         "rest",
-        "stem, head, classifier" if network.head_channels else "stem, classifier",
+        ", ".join(f"{name} {old}" + (f" to {new}" if new != old else "") for name, old, new in widths) + ", classifier",
         1,
         stock.channels[0],
         network.channels[0],
@@ -159,7 +169,7 @@ def remarks(scaled: ScaledNetwork) -> list[str]:
     """Where names, equation and realised network disagree."""
     lines = []
     rule, multiple = scaled.rule, scaled.cost.macs / scaled.base.cost.macs
-    if rule.scales and not rule.solved:
+    if not rule.solved and scaled.asked.axes != (1.0, 1.0, 1.0):
         powers = equation_powers(rule, scaled.base)
         listed = ", ".join(f"{axis} {power:.2f}" for axis, power in powers.items())
         low, high = min(powers.values()), max(powers.values())
@@ -168,7 +178,7 @@ def remarks(scaled: ScaledNetwork) -> list[str]:
                 "No single phi gives these coefficients: in depth 1.2^phi, width 1.1^phi, resolution 1.15^phi they are"
                 f" phi = {listed}."
             )
-        phi = math.log(multiple) / math.log(math.prod((1.2, 1.1**2, 1.15**2)))
+        phi = math.log(multiple) / math.log(EQUATION["depth"] * EQUATION["width"] ** 2 * EQUATION["resolution"] ** 2)
         lines.append(
             "The equation promises 1.92^phi times the MACs (1.2 x 1.1^2 x 1.15^2 = 1.92, not 2); this network costs"
             f" {multiple:.2f} times the base, which would be phi = {phi:.2f}."
@@ -184,8 +194,8 @@ def remarks(scaled: ScaledNetwork) -> list[str]:
             )
     if rule.solved and abs(scaled.snapped_budget / scaled.budget - 1.0) >= 0.005:
         lines.append(
-            f"budget={scaled.budget:g} is met at {scaled.snapped_budget:.3f}x: the nearest multiple that depth, width"
-            " and resolution alone can each realise, so that all arms of the budget share it."
+            f"budget={scaled.budget:g} in {CURRENCY_LABELS[scaled.currency]} is met at {scaled.snapped_budget:.3f}x:"
+            " the nearest multiple that every pure axis can realise, so that all arms of the budget share it."
         )
     if scaled.pushed_apart:
         lines.append(

@@ -56,7 +56,8 @@ class ScaledNetwork:
     budget: asked cost as a multiple of the base's; of coefficients and the base, what they cost. snapped_budget: the
         common multiple that all arms of that budget are solved to.
     asked, realised: factors before and after rounding (depth in blocks, width in summed stage channels, resolution in
-        pixels).
+        pixels). Asked is the rule's formula at that multiple of MACs; in another exact currency, where it would meet
+        the budget if nothing were rounded.
     shares: part of the growth of log-MACs due to each axis (Shapley values); sums to 1, or 0 for the base.
     price, base_price: cost in the budget's currency, of this network and of the base.
     """
@@ -149,7 +150,11 @@ def _solution(
     budget: float,
     snapped: float,
 ) -> ScaledNetwork:
-    given = Factors(rule.depth, rule.width, (rule.pixels or base.resolution * rule.resolution) / base.resolution)
+    asked = Factors(rule.depth, rule.width, (rule.pixels or base.resolution * rule.resolution) / base.resolution)
+    if rule.solved and isinstance(currency, Currency) and currency != MACS:
+        asked = nominal_factors(base, rule, budget * _price_of_base(base, currency), currency)
+    elif rule.exponents:
+        asked = rule.factors(budget)
     return ScaledNetwork(
         rule.name,
         rule,
@@ -159,7 +164,7 @@ def _solution(
         currency.name,
         budget,
         snapped,
-        rule.factors(budget) if rule.exponents else given,
+        asked,
         Factors(
             network.blocks / base.network.blocks,
             network.stage_channels / base.network.stage_channels,
