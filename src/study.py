@@ -7,6 +7,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,22 +81,25 @@ class Arm:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What must be said beside this arm's numbers."""
-        return (*_above_native(self), *_pushed_apart(self))
+        return (*_above_native([self]), *_pushed_apart(self))
 
 
-def _above_native(arm: Arm) -> tuple[str, ...]:
-    px, native, base = arm.scaled.resolution, arm.facts.native_pixels, arm.scaled.base.resolution
-    if px <= native:
+def _above_native(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """One sentence on all arms that see more pixels than were stored, with the nearest way out."""
+    above = {arm.scaled.arm: arm for arm in arms if arm.scaled.resolution > arm.facts.native_pixels}
+    if not above:
         return ()
+    some = next(iter(above.values()))
+    native, base = some.facts.native_pixels, some.scaled.base.resolution
     largest = (native / base) ** 2
     remedy = (
-        f"budgets up to about {largest:.2g} keep this arm at {native} px or below"
-        if largest > 1.1 and arm.study.scaling.pure
-        else f"store larger pictures, or start from network.resolution below {base}"
+        f"budgets up to about {largest:.2g} keep it at {native} px or below"
+        if largest > 1.1 and all(arm.study.scaling.pure for arm in above.values())
+        else f"use pictures with more pixels, or start from network.resolution below {base}"
     )
+    sides = ", ".join(f"{name} at {arm.scaled.resolution} px" for name, arm in above.items())
     return (
-        f"{arm.scaled.arm} trains at {px} px on pictures stored at {native} px: the extra pixels add computation, not"
-        f" information ({remedy})",
+        f"pictures are stored at {native} px; beyond it pixels add computation, not information: {sides} ({remedy})",
     )
 
 
@@ -317,7 +321,8 @@ def show_plan(arms: Sequence[Arm], console: Console) -> None:
         table.add_row(*cells)
     print_whole(console, table)
     for line in notes(arms):
-        console.print(f"note: {line}", highlight=False)
+        wrapped = textwrap.fill(f"note: {line}", console.width, subsequent_indent=" " * 6)
+        console.print(wrapped, highlight=False, markup=False)
     console.print()
 
 
@@ -336,11 +341,11 @@ def notes(arms: Sequence[Arm]) -> list[str]:
             lines.append(f"budget={s.budget:g} is met at {s.snapped_budget:.3f}x, {nearest}")
     given = [arm.scaled for arm in arms if arm.study.scaling.scales and not arm.study.scaling.solved]
     if len({(s.network, s.resolution) for s in given}) > 1 and spread(given) > LARGEST_SPREAD:
-        lines.append(
-            f"coefficients cost what they cost: these arms differ by {100 * spread(given):.0f} % and are no comparison"
-            " at equal cost"
-        )
-    return list(dict.fromkeys([*lines, *(line for arm in arms for line in (*arm.warnings, *_measured(arm)))]))
+        apart = spread(given)
+        how = f"by {100 * apart:.0f} %" if apart < 1 else f"by a factor of {1 + apart:.3g}"
+        lines.append(f"coefficients cost what they cost: these arms differ {how} and are no comparison at equal cost")
+    lines += _above_native(arms)
+    return list(dict.fromkeys([*lines, *(line for arm in arms for line in (*_pushed_apart(arm), *_measured(arm)))]))
 
 
 def _measured(arm: Arm) -> tuple[str, ...]:

@@ -61,7 +61,8 @@ def test_a_study_says_what_it_asks_how_to_run_it_how_long_it_takes_and_where_it_
 
 @pytest.mark.parametrize("path", NAMED, ids=lambda path: path.stem)
 def test_a_named_study_composes_solves_and_is_matched(path: Path) -> None:
-    arms = plan_all(named(path.stem))
+    first = [job for job in jobs(path.stem) if not any(o.startswith("seed=") and o != "seed=0" for o in job)]
+    arms = plan_all([parse(composed(f"+sweep={path.stem}", *job)) for job in first])
     assert {arm.study.study for arm in arms} == {path.stem}
     assert all(spread(group) <= 0.01 for group in budget_groups(arms).values())
     assert f"+sweep={path.stem}" in path.read_text()

@@ -232,7 +232,7 @@ def test_all_rule_files_have_one_of_a_few_forms_and_cite_a_source(name: str) -> 
     if name == "custom":
         assert list(keys) == SOLVED_KEYS and (keys["name"], keys["exponents"]) == ("", MISSING)
     elif name == "coefficients":
-        assert list(keys) == ["name", "depth", "width", "resolution", "repeats_rounding", "source"]
+        assert list(keys) == ["name", "depth", "width", "resolution", "pixels", "repeats_rounding", "source"]
         assert keys["name"] == "" and not Rule(**keys).scales
     elif name in TABLES:
         assert list(keys) == [*(TINYNET_KEYS if "tinynet" in name else TABLE_KEYS), "source"]
