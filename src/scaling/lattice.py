@@ -29,7 +29,7 @@ _REACH = 0.25  # half-width of the searched neighbourhood around nominal factors
 _DEPTH_STEP = 0.05  # between the nominal depths tried, log units
 _WIDTH_STEP = 0.00125  # between the nominal widths tried, log units
 _SIDES = 16  # input sides kept when other axes move too
-_LARGEST_GRID = 3_000_000  # points priced at once; beyond it the finer channel lattice is left out
+_LARGEST_GRID = 4_000_000  # points priced at once (32 MB an array); beyond it the channel lattice is made coarser
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,15 @@ def neighbourhood(base: Base, rule: Rule, nominal: Factors, reach: float = _REAC
         if depth or width:
             sides = np.sort(sides[np.argsort(waste(base, sides), kind="stable")[:_SIDES]])
     if width:
-        channels = _uniform_channels(base, nominal.width, reach)
-        varied = _varied_channels(base, channels)
-        if len(varied) * len(sides) * len(repeats) <= _LARGEST_GRID:
-            channels = varied
+        uniform = _uniform_channels(base, nominal.width, reach)
+        nearby = _uniform_channels(base, nominal.width, reach / 3)
+        finest_first = (
+            _varied_channels(base, uniform),
+            np.unique(np.vstack([uniform, _varied_channels(base, nearby)]), axis=0),
+            uniform,
+        )
+        fits = (rows for rows in finest_first if len(rows) * len(sides) * len(repeats) <= _LARGEST_GRID)
+        channels = next(fits, uniform)
     return Lattice(channels, sides, repeats)
 
 
