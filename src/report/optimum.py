@@ -216,8 +216,13 @@ def next_command(name: str, found: Search) -> str:
     recipe = regime.recipe.replace("/", ",")
     most = max(seed for point in found.points for seed in point.seeds)
     seeds = ",".join(str(most + step) for step in (1, 2, 3))
+    budget = f"{place.budget:g}"
+    if place.currency == "train_macs":
+        budget = f"{place.spent:.4g} budget.network={budget}"
+    if place.currency != "macs":
+        budget += f" budget.currency={place.currency}"
     return (
-        f"python -m src.run -m study={name} scaling={name},depth,width,resolution,compound budget={place.budget:g} "
+        f"python -m src.run -m study={name} scaling={name},depth,width,resolution,compound budget={budget} "
         f"network={regime.network} data={regime.data} recipe={recipe} seed={seeds}"
     )
 

@@ -35,6 +35,8 @@ def _metric(field: str, interval: bool = False) -> Column:
 def _budget(cell: Cell) -> str:
     snapped = cell.budget if cell.is_base else cell.first.snapped_budget
     unit = "" if cell.first.currency == "macs" else f" {CURRENCY_LABELS[cell.first.currency]}"
+    if cell.first.currency == "train_macs":
+        return f"{cell.budget:g} network, {cell.first.price / cell.first.base_price:.3g}{unit}"
     return (f"{cell.budget:g}" if abs(snapped - cell.budget) < 0.005 else f"{cell.budget:g} → {snapped:.2f}") + unit
 
 

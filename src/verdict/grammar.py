@@ -36,13 +36,17 @@ class Place:
     macs: float  # mean over arms, M multiply-adds
     spread: float  # largest over smallest price - 1, in the budget's currency
     currency: str = "macs"
+    spent: float = 1.0  # mean price over the base's; differs from `budget` where training is sized apart from networks
 
     def __str__(self) -> str:
         within = f"arms within {100 * self.spread:.1f} %"
         if self.currency == "macs":
             return f"at {self.budget:g}x ({self.macs:.1f} M MACs, {within})"
         unit = CURRENCY_LABELS[self.currency]
-        return f"at {self.budget:g}x {unit} ({within} in {unit}; {self.macs:.1f} M MACs on average)"
+        asked = (
+            f"{self.budget:g}x networks and {self.spent:.3g}x" if self.currency == "train_macs" else f"{self.budget:g}x"
+        )
+        return f"at {asked} {unit} ({within} in {unit}; {self.macs:.1f} M MACs on average)"
 
 
 @dataclass(frozen=True)

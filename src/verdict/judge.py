@@ -102,7 +102,8 @@ def assess(cells: Sequence[Cell], findings: Sequence[Finding], claim: Claim, reg
     for budget, present in budgets.items():
         macs = [METRICS["macs"].transform(cell.first.macs) for cell in present]
         prices = [cell.first.price for cell in present]
-        place = Place(budget, math.fsum(macs) / len(macs), spread(prices), present[0].first.currency)
+        spent = math.fsum(cell.first.price / cell.first.base_price for cell in present) / len(present)
+        place = Place(budget, math.fsum(macs) / len(macs), spread(prices), present[0].first.currency, spent)
         sentences += _at_budget(place, present, findings, claim, regime)
     return sentences
 

@@ -516,7 +516,8 @@ def _search(budget: float, cells: Sequence[Cell]) -> Search:
     points = tuple(_point(cell) for cell in networks)
     macs = [METRICS["macs"].show(cell.first) for cell in networks]
     prices = [cell.first.price for cell in networks]
-    place = Place(budget, math.fsum(macs) / len(macs), spread(prices), networks[0].first.currency)
+    spent = math.fsum(cell.first.price / cell.first.base_price for cell in networks) / len(networks)
+    place = Place(budget, math.fsum(macs) / len(macs), spread(prices), networks[0].first.currency, spent)
     cost_factor = math.fsum(cell.first.macs / cell.first.base_macs for cell in networks) / len(networks)
     regime = regime_of(networks)
     few = tuple(cell.name for cell in networks if len(cell.seeds) < LEAST_SEEDS)

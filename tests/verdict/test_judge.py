@@ -169,3 +169,17 @@ def test_false_wins_are_rarer_than_five_percent() -> None:
     for index in [*np.flatnonzero(claims)[:20], *np.flatnonzero(~claims)[:20]]:
         found = sentences({arm: noise[index, i].tolist() for i, arm in enumerate(FAMILY)})
         assert any(s.outcome in ("supported", "contradicted") for s in found) == claims[index]
+
+
+def test_a_budget_of_training_names_what_networks_and_training_cost() -> None:
+    length = {"currency": "train_macs", "base_price": 1e12, "price": 4e12}
+    runs = arm_records({"compound": [0.9, 0.91, 0.92], "depth": [0.8, 0.81, 0.82]}, **length)
+    texts = [str(sentence) for sentence in judge(runs).sentences]
+    assert texts and all("at 2x networks and 4x training MACs (arms within 0.0 % in training MACs;" in t for t in texts)
+    shorter = [dataclasses.replace(r, epochs=5) if r.arm == "depth" else r for r in runs]
+    assert not any(f.guard == "G9" for f in judge(shorter).findings)  # lengths are what is solved for
+
+
+def test_one_budget_in_two_currencies_is_no_comparison() -> None:
+    runs = arm_records({"compound": [0.9, 0.91, 0.92]}) + arm_records({"depth": [0.8, 0.81, 0.82]}, currency="params")
+    assert any("different currencies" in f.text and f.blocking for f in judge(runs).findings)
