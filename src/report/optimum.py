@@ -40,6 +40,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # Words that YAML or Hydra read as something other than a name.
 _WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan"})
 _DECIMALS = 4
+_NAMED = 3  # unfinished arms named in each state
 _CORNERS = np.array([[0.5, math.sqrt(3) / 2], [0.0, 0.0], [1.0, 0.0]])  # of depth, width, resolution
 _GREY = "#666666"
 _BEST_COLOUR = "#D55E00"
@@ -95,11 +96,21 @@ def render(report: OptimumReport, console: Console) -> None:
         for line in ["Warnings", *warnings] if warnings else []:
             console.print(Text(line))
     if report.unfinished:
-        states = ", ".join(f"{arm.name}: {arm.state}" for arm in report.unfinished)
         console.print()
-        console.print(Text(f"Not finished, so not among the points: {states}"))
+        console.print(Text(f"Not finished, so not among the points: {_states(report)}"))
     console.print()
     console.print(Text("Wrote " + ", ".join(str(path) for path in report.files), overflow="fold"))
+
+
+def _states(report: OptimumReport) -> str:
+    """How many arms stand where, and the first names of each."""
+    names: dict[str, list[str]] = {}
+    for arm in report.unfinished:
+        names.setdefault(arm.state, []).append(arm.name)
+    return "; ".join(
+        f"{len(arms)} {state} ({', '.join(arms[:_NAMED])}{', ...' if len(arms) > _NAMED else ''})"
+        for state, arms in names.items()
+    )
 
 
 def to_mapping(report: OptimumReport) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_a_study_under_way_lists_what_is_missing(tmp_path: Path) -> None:
     folder = study(tmp_path / "s", search_records(hill())[:14])
     write_status(folder / "late", "running")
     text = shown(write_optimum(folder))
-    assert "Too few points/seeds" in text and "late: running" in text
+    assert "Too few points/seeds" in text and "1 running (late)" in text
     [found] = json.loads((folder / OPTIMUM_JSON).read_text())["searches"]
     assert found["surface"] is None and found["optimum"] is None
 
@@ -199,3 +199,13 @@ def test_help_says_what_it_needs_and_what_it_writes() -> None:
     )
     for words in ("VALIDATION", "--write NAME", "--force", "lack of fit", "optimum.png", "+sweep=coefficient_search"):
         assert words in done.stdout
+
+
+def test_many_unfinished_arms_are_counted_and_a_few_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in search_records(hill(), seeds=2):
+        write_arm(tmp_path / "s", run, history=False)
+    for number in range(9):
+        write_status(tmp_path / "s" / f"later-2x-seed{number}-00000000", "queued")
+    assert optimum.main([str(tmp_path / "s")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "9 queued (later-2x-seed0-00000000, later-2x-seed1-00000000, later-2x-seed2-00000000, ...)" in told
