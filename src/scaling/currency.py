@@ -6,6 +6,7 @@ measured one is read off a clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Optional
@@ -71,6 +72,9 @@ class BudgetOptions:
 
     def __post_init__(self) -> None:
         check_choice("budget.currency", self.currency, CURRENCIES)
+        for key, value in (("budget", self.multiple), ("budget.network", self.network)):
+            if value is not None and not 0.0 < value < math.inf:
+                raise ValueError(f"{key}={value:g} must be a positive multiple of the base network's cost, such as 2")
         if self.network is not None and self.currency != "train_macs":
             raise ValueError(
                 f"budget.network={self.network:g} is for budget.currency=train_macs, where networks and training are"

@@ -299,3 +299,11 @@ def test_networks_and_training_are_sized_apart_for_training_budgets_only() -> No
         ValueError, match=r"budget\.network=1\.5 is for budget\.currency=train_macs.*with macs leave it"
     ):
         BudgetOptions(4.0, "macs", 1.5)
+
+
+@pytest.mark.parametrize("multiple", [0.0, -1.0, math.inf, math.nan])
+def test_a_budget_that_is_no_positive_multiple_is_refused_whatever_the_rule(multiple: float) -> None:
+    with pytest.raises(ValueError, match=rf"^budget={multiple:g} must be a positive multiple"):
+        BudgetOptions(multiple)
+    with pytest.raises(ValueError, match=rf"^budget\.network={multiple:g} must be a positive multiple"):
+        BudgetOptions(2.0, "train_macs", multiple)
