@@ -9,6 +9,9 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# A shell starts background jobs with SIGINT ignored, and what is ignored is inherited; the tests of Ctrl-C need it.
+# A shell starts background jobs with SIGINT ignored, nohup with SIGHUP, and what is ignored is inherited; the tests of
+# ended sweeps need both.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
