@@ -28,7 +28,8 @@ from rich.text import Text
 from src.record import METRICS, RunRecord, write_atomically
 from src.report.study import ArmFolder, finished, read_study
 from src.scaling.rules import AXES
-from src.verdict.optimum import REFERENCES, Coefficients, Distance, Optimum, Point, Search, Shares, search
+from src.verdict.optimum import Optimum, Search, search
+from src.verdict.surface import REFERENCES, Coefficients, Distance, Point, Shares
 
 OPTIMUM_JSON, OPTIMUM_PNG = "optimum.json", "optimum.png"
 SELECTION_NOTE = (

@@ -177,42 +177,6 @@ def time_networks(
         return take_turns(passes, warmup=warmup, repeats=repeats, synchronise=_synchroniser(device), clock=clock)
 
 
-def measure_together(
-    candidates: Sequence[Candidate],
-    classes: int,
-    *,
-    batch: int = 1,
-    warmup: int = WARMUP,
-    repeats: int = REPEATS,
-    device: str = "cpu",
-    threads: int | None = None,
-) -> list[Latency]:
-    """Latency of each candidate, all measured in one session, in turns. Arguments and errors of `time_networks`."""
-    samples = time_networks(
-        candidates, classes, batch=batch, warmup=warmup, repeats=repeats, device=device, threads=threads
-    )
-    used = threads or torch.get_num_threads()
-    return [Latency(*median_interval(row), len(row), batch, device_name(device), used) for row in samples]
-
-
-def measure(
-    network: Network,
-    resolution: int,
-    classes: int,
-    *,
-    batch: int = 1,
-    warmup: int = WARMUP,
-    repeats: int = REPEATS,
-    device: str = "cpu",
-    threads: int | None = None,
-) -> Latency:
-    """Latency of one network. Compare networks with `measure_together`. Arguments and errors of `time_networks`."""
-    [latency] = measure_together(
-        [(network, resolution)], classes, batch=batch, warmup=warmup, repeats=repeats, device=device, threads=threads
-    )
-    return latency
-
-
 class LatencyCache:
     """Measured latencies in a JSON file that processes share: what was measured once is never measured again.
 

@@ -14,23 +14,8 @@ from synthetic_search import DESIGN, TOP, Truth, hill, plain, search_records
 from synthetic_study import base_records
 
 from src.record import RunRecord
-from src.verdict.optimum import (
-    REFERENCES,
-    Blocked,
-    Coefficients,
-    Design,
-    Flat,
-    LackOfFit,
-    Optimum,
-    Point,
-    Search,
-    Surface,
-    TooFew,
-    fit,
-    search,
-    shares_of,
-    terms,
-)
+from src.verdict.optimum import Blocked, Flat, LackOfFit, Optimum, Search, TooFew, search
+from src.verdict.surface import REFERENCES, Coefficients, Design, Point, Surface, fit, shares_of, terms
 
 SD, SEEDS = 0.3, 3
 
