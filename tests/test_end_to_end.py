@@ -146,7 +146,7 @@ def test_arms_of_one_training_budget_see_as_many_pictures_as_they_can_afford(tmp
     for record in found.values():
         assert record.train_macs == record.price == 3 * record.macs * record.steps * 16
         assert record.price / record.base_price == pytest.approx(2.0, rel=0.01)
-    assert "2x training MACs" in (tmp_path / "length" / "summary.md").read_text()
+    assert "at 2x networks and 2.01x training MACs" in (tmp_path / "length" / "summary.md").read_text()
 
 
 def test_a_failing_arm_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
