@@ -110,8 +110,8 @@ class Optimum:
         if self.where == "inside":
             return "It lies inside the points that were run."
         if self.on_simplex_border:
-            none = " and ".join(axis for axis, share in zip(AXES, self.shares, strict=True) if share < _NOTHING)
-            return f"It lies on the border of the simplex, where {none} gets nothing."
+            none = [axis for axis, share in zip(AXES, self.shares, strict=True) if share < _NOTHING]
+            return f"It lies on the border of the simplex: nothing goes into {' and '.join(none)}."
         return "It lies on the border of the points that were run; beyond it nothing is known, so add points there."
 
 
