@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import json
+import logging
 import math
 import re
 import runpy
@@ -98,6 +99,12 @@ def study_of(*arguments: str) -> Study:
         assert start(keep) == 0
     [one] = composed
     return config.parse(one)
+
+
+def test_composing_silences_no_logger() -> None:
+    mine = logging.getLogger("src.made_before_hydra")
+    study_of.__wrapped__("scaling=base")
+    assert mine.isEnabledFor(logging.WARNING)
 
 
 def explained(network: str, rule: str) -> dict[str, Any]:
