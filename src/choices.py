@@ -1,11 +1,13 @@
-"""What to say when a word is none of the known ones: one sentence for every option of every room."""
+"""What to say when a word is none of the known ones, or a size is none: one sentence for every option of every room."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 FEW = 12  # so many choices are listed in full
+_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def suggestion(word: str, choices: Iterable[str], *, least: float = 0.0) -> str:
@@ -35,3 +37,15 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{key}={value!r} is unknown, {suggestion(value, choices)}")
+
+
+def parse_bytes(key: str, text: str) -> int:
+    """Bytes in a size such as "4GiB" or "500 MB".
+
+    Raises:
+        ValueError: it is not a number with a unit; names the key and the value.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|[KMG]i?B)\s*", text, flags=re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{key}={text!r} is not a size: write a number and a unit, such as 4GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -17,7 +17,9 @@ import contextlib
 import csv
 import hashlib
 import logging
+import math
 import os
+import stat
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,7 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from src.data.options import DataOptions, parse_bytes
+from src.choices import parse_bytes
+from src.data.options import DataOptions
 from src.data.splits import DataFacts, ImageData, ImageSplit, Pictures, SealedSplit, digest, hold_out, limit
 from src.data.storage import make_once, require_space
 
@@ -213,7 +216,9 @@ def _plan(options: DataOptions) -> Plan:
         rows[split] = rows[split][kept]
     side = options.stored_pixels or _typical_side(source)
     found = DataFacts(options.name, _class_names(root, classes), side, (root / "boxes.csv").is_file())
-    fits = sum(len(part) for part in rows.values()) * side * side * 3 <= parse_bytes(options.memory_limit)
+    fits = sum(len(part) for part in rows.values()) * side * side * 3 <= parse_bytes(
+        "data.memory_limit", options.memory_limit
+    )
     return Plan(found, {split: files[split].take(rows[split]) for split in ("train", "val", "test")}, rows, fits)
 
 
@@ -231,9 +236,11 @@ def _list(folder: Path, classes: list[str]) -> Listing:
             for file in names:
                 if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
                     path = f"{place}{os.sep}{file}"
-                    stat = os.stat(path)
+                    status = os.stat(path)
+                    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+                        raise ValueError(f"{path} is no file: remove it, or put the picture itself there")
                     inner = path[len(str(folder)) + 1 :].replace(os.sep, "/")
-                    found.append((inner, label, stat.st_size, stat.st_mtime_ns))
+                    found.append((inner, label, status.st_size, status.st_mtime_ns))
         if len(found) == before and (folder.name == "train" or (folder / name).is_dir()):
             raise ValueError(f"{folder / name} holds no pictures: add some or remove the class")
     if not found:
@@ -246,12 +253,25 @@ def _list(folder: Path, classes: list[str]) -> Listing:
 def _class_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     """Names from classes.csv, up to the first comma, where there are any and all differ; else the folders'."""
     if (root / "classes.csv").is_file():
-        with (root / "classes.csv").open(newline="", encoding="utf-8") as file:
-            known = {row.get("class"): (row.get("name") or "").split(",")[0].strip() for row in csv.DictReader(file)}
+        rows = _rows(root / "classes.csv")
+        known = {row.get("class"): (row.get("name") or "").split(",")[0].strip() for row in rows}
         names = tuple(known.get(name) or name for name in classes)
         if len(set(names)) == len(names):
             return names
     return tuple(classes)
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    """Lines of a CSV file by column.
+
+    Raises:
+        ValueError: it is no text; names it.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table} is no CSV text in UTF-8 ({error}): save it as such or remove it") from error
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -335,6 +355,12 @@ def _boxes(plan: Plan, split: str, options: DataOptions) -> NDArray[np.float32]:
             box = known.get((label, inner)) or known.get((label, Path(inner).name))
             if box is not None:
                 boxes[row], sizes[row] = box, _size(files.folder / name)
+                if (boxes[row][:2] >= sizes[row]).any() or (boxes[row][2:] <= 0).any():
+                    width, height = sizes[row]
+                    raise ValueError(
+                        f"{table}: the box of {files.folder.name}/{name} lies outside its {width}x{height} pixels;"
+                        " correct it or leave the picture out of the table"
+                    )
         with target.open("wb") as file:
             np.save(file, square_boxes(boxes, sizes, side))
 
@@ -349,20 +375,17 @@ def _cached(files: Listing, side: int, options: DataOptions, *more: str) -> Path
 
 
 def _read_boxes(path: Path, split: str) -> dict[tuple[str, str], tuple[float, float, float, float]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        found = {}
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                x_min, y_min, x_max, y_max = (float(row[column]) for column in BOX_COLUMNS[3:])
-                where = row["split"], row["class"], row["file"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{path}, line {number} is no box: the columns are {', '.join(BOX_COLUMNS)}"
-                ) from error
-            if x_max < x_min or y_max < y_min:
-                raise ValueError(
-                    f"{path}, line {number}: the box of {where[2]} ends before it begins; swap its corners"
-                )
-            if where[0] == split:
-                found[where[1:]] = (x_min, y_min, x_max + 1, y_max + 1)
+    found = {}
+    for number, row in enumerate(_rows(path), start=2):
+        try:
+            x_min, y_min, x_max, y_max = (float(row[column]) for column in BOX_COLUMNS[3:])
+            where = row["split"], row["class"], row["file"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number} is no box: the columns are {', '.join(BOX_COLUMNS)}") from error
+        if not math.isfinite(x_min + y_min + x_max + y_max):
+            raise ValueError(f"{path}, line {number}: the box of {where[2]} has no finite corner; remove the line")
+        if x_max < x_min or y_max < y_min:
+            raise ValueError(f"{path}, line {number}: the box of {where[2]} ends before it begins; swap its corners")
+        if where[0] == split:
+            found[where[1:]] = (x_min, y_min, x_max + 1, y_max + 1)
     return found

@@ -43,25 +43,35 @@ class ImageDataModule(pl.LightningDataModule):
     Args:
         options: the data set.
         resolution: side r of the network's input, pixels.
-        batch_size: training pictures a step and process.
-        eval_batch_size: the same for validation and test.
+        batch_size: training pictures an optimizer step, over all devices.
+        eval_batch_size: pictures a batch of validation and test, on each device.
         seed: of the run; decides order and augmentation, never the splits or the activation-map pictures.
+        parts: micro-batches in which a device takes its share of each training step, one after the other.
 
     Raises:
         ValueError: the data cannot be used as asked (here, or when it is loaded in `setup`).
     """
 
-    def __init__(self, options: DataOptions, resolution: int, batch_size: int, eval_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        options: DataOptions,
+        resolution: int,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        parts: int = 1,
+    ) -> None:
         super().__init__()
         for key, value in (
             ("resolution", resolution),
             ("batch_size", batch_size),
             ("eval_batch_size", eval_batch_size),
+            ("parts", parts),
         ):
             if value < 1:
                 raise ValueError(f"{key}={value} is too small: choose at least 1")
         self.options, self.resolution, self.seed = options, resolution, seed
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.batch_size, self.eval_batch_size, self.parts = batch_size, eval_batch_size, parts
         self.facts: DataFacts = sources.facts(options)
         self._data: ImageData | None = None
         self._lengths: tuple[int, ...] | None = None
@@ -105,11 +115,11 @@ class ImageDataModule(pl.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training batches in one pass over the training pictures (the short last one is dropped)."""
-        return EpochBatches(len(self.data.train), self.batch_size, self.seed, *self._rank()).whole
+        """Optimizer steps in one pass over the training pictures (the short last one is dropped)."""
+        return EpochBatches(len(self.data.train), self.batch_size, self.seed).whole
 
     def cut_run(self, steps: int) -> tuple[int, ...]:
-        """Make the training run last exactly `steps` batches; returns how many of them each epoch has.
+        """Make the training run last exactly `steps` optimizer steps; returns how many of them each epoch has.
 
         Epochs are cut by `epoch_lengths`; `epochs * steps_per_epoch` steps are `epochs` whole epochs, the same as
         without this call. Where lengths differ, the Trainer needs `reload_dataloaders_every_n_epochs=1`.
@@ -118,11 +128,17 @@ class ImageDataModule(pl.LightningDataModule):
         return self._lengths
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
-        """Shuffled, augmented batches; epoch k follows from (seed, k) alone."""
-        batches = EpochBatches(len(self.data.train), self.batch_size, self.seed, *self._rank(), lengths=self._lengths)
+        """Shuffled, augmented micro-batches; epoch k follows from (seed, k) alone, also when an interrupted run goes on
+        in the middle of it."""
+        batches = EpochBatches(
+            len(self.data.train), self.batch_size, self.seed, *self._rank(), lengths=self._lengths, parts=self.parts
+        )
         if self.trainer is not None and self.trainer.training:
             # Lightning asks for the length, and starts workers, before it calls `set_epoch` with this number.
-            batches.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            loop = self.trainer.fit_loop
+            batches.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            if loop.restarting and not loop.epoch_loop.batch_progress.is_last_batch:
+                batches.resume(batches.epoch, loop.epoch_loop.batch_progress.current.ready)
         return loader(self.data.train, batches, self.options.workers)
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
@@ -145,7 +161,9 @@ class ImageDataModule(pl.LightningDataModule):
         """Network input and labels of a raw batch, on the batch's device."""
         images = batch.images
         if batch.seed != NO_AUGMENTATION:
-            draws = transforms.draw(len(images), images.shape[1], self.options.augmentation, batch.seed)
+            draws = transforms.draw(
+                len(images), images.shape[1], self.options.augmentation, batch.seed, batch.first, batch.whole
+            )
             images = transforms.augment(images, draws, (self.mean * 255).round().to(torch.uint8))
         images = transforms.resize(images, self.resolution)
         return transforms.normalise(images, self.mean, self.std), batch.labels
@@ -176,7 +194,6 @@ class ImageDataModule(pl.LightningDataModule):
         raw = RawBatch(
             torch.from_numpy(np.ascontiguousarray(split.images[rows])),
             torch.from_numpy(split.labels[rows]),
-            NO_AUGMENTATION,
         )
         images, labels = self.prepare_batch(raw)
         scale = self.resolution / self.facts.native_pixels

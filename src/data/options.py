@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
-from src.choices import check_choice
+from src.choices import check_choice, parse_bytes
 
 KINDS = ("clutter", "cifar10", "folder")
-_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
@@ -96,19 +94,7 @@ class DataOptions:
                 _at_least(f"data.{key}", getattr(self, key), 1)
         _at_least("data.split_seed", self.split_seed, 0)
         _at_least("data.workers", self.workers, 0)
-        parse_bytes(self.memory_limit)
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes in a size such as "4GiB" or "500 MB".
-
-    Raises:
-        ValueError: it is not a number with a unit.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|[KMG]i?B)\s*", text, flags=re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"data.memory_limit={text!r} is not a size: write a number and a unit, such as 4GiB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+        parse_bytes("data.memory_limit", self.memory_limit)
 
 
 def _between(key: str, value: float, low: float, high: float) -> None:

@@ -17,18 +17,23 @@ NO_AUGMENTATION = -1
 
 
 class BatchPlan(NamedTuple):
-    """Rows of a batch and the seed of its augmentation (`NO_AUGMENTATION` in evaluation)."""
+    """Rows of a micro-batch, and their augmentation: rows [first, first + len(rows)) of what `seed` draws for a step of
+    `whole` pictures. In evaluation the seed is `NO_AUGMENTATION`."""
 
     rows: NDArray[np.int64]
-    seed: int
+    seed: int = NO_AUGMENTATION
+    first: int = 0
+    whole: int = 0
 
 
 class RawBatch(NamedTuple):
-    """What travels to the device: uint8 (B, S, S, 3), int64 (B,), and the plan's seed."""
+    """What travels to the device: uint8 (B, S, S, 3), int64 (B,), and the plan's last three."""
 
     images: Tensor
     labels: Tensor
-    seed: int
+    seed: int = NO_AUGMENTATION
+    first: int = 0
+    whole: int = 0
 
 
 def epoch_lengths(steps: int, steps_per_epoch: int) -> tuple[int, ...]:
@@ -45,11 +50,12 @@ def epoch_lengths(steps: int, steps_per_epoch: int) -> tuple[int, ...]:
 
 
 class EpochBatches(Sampler[BatchPlan]):
-    """Shuffled training batches. Epoch k's order and augmentation follow from (seed, k), whatever ran before.
+    """Shuffled training batches, in `parts` micro-batches a step. Epoch k's order and augmentation follow from
+    (seed, k), whatever ran before, and are the same for every picture in every layout over processes and parts.
 
-    With `world` processes each global batch of `world * batch_size` pictures is cut into disjoint parts, one a rank.
-    The short last batch is dropped; a set smaller than one batch is a single batch (of equal parts for all ranks).
-    With `lengths`, epoch k is the first `lengths[k]` batches of what it would be without.
+    Each step of `batch_size` pictures is cut into world x parts micro-batches, as equal as possible; rank r takes
+    every world-th of them. The short last step is dropped; a set smaller than one step is a single step.
+    With `lengths`, epoch k is the first `lengths[k]` steps of what it would be without.
     """
 
     def __init__(
@@ -60,30 +66,45 @@ class EpochBatches(Sampler[BatchPlan]):
         rank: int = 0,
         world: int = 1,
         lengths: tuple[int, ...] | None = None,
+        parts: int = 1,
     ) -> None:
-        if count < world:
-            raise ValueError(f"{count} training pictures are too few for {world} processes: use at most {count}")
-        self.count, self.batch_size = count, min(batch_size, count // world)
-        self.seed, self.rank, self.world = seed, rank, world
-        self.whole = self.count // (self.batch_size * world)  # batches of an epoch that is not cut
+        self.count, self.batch_size = count, min(batch_size, count)
+        if self.batch_size < world * parts:
+            raise ValueError(
+                f"recipe.batch_size={batch_size} with {count} training pictures makes steps of {self.batch_size}, too"
+                f" few for hardware.devices={world} and {parts} parts: use at least {world * parts}"
+            )
+        self.seed, self.rank, self.world, self.parts = seed, rank, world, parts
+        self.whole = self.count // self.batch_size  # steps of an epoch that is not cut
         assert lengths is None or max(lengths) <= self.whole
         self.lengths = lengths
         self.epoch = 0
+        self._resumed: tuple[int, int] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch (it looks at `dataloader.sampler`)."""
         self.epoch = epoch
 
+    def resume(self, epoch: int, done: int) -> None:
+        """Leave out the first `done` micro-batches of one epoch, which an interrupted run has trained already."""
+        self._resumed = (epoch, done)
+        self.set_epoch(epoch)
+
     def __len__(self) -> int:
-        return self.whole if self.lengths is None else self.lengths[self.epoch]
+        return (self.whole if self.lengths is None else self.lengths[self.epoch]) * self.parts
 
     def __iter__(self) -> Iterator[BatchPlan]:
         order = np.random.default_rng([1, self.seed, self.epoch]).permutation(self.count)
-        for index in range(len(self)):
-            start = (index * self.world + self.rank) * self.batch_size
-            stream = np.random.SeedSequence([2, self.seed, self.epoch, index, self.rank])
+        edges = [len(piece) for piece in np.array_split(np.empty(self.batch_size), self.world * self.parts)]
+        starts = np.concatenate([[0], np.cumsum(edges)])
+        done = self._resumed[1] if self._resumed is not None and self._resumed[0] == self.epoch else 0
+        for index in range(done, len(self)):
+            step, part = divmod(index, self.parts)
+            stream = np.random.SeedSequence([2, self.seed, self.epoch, step, 0])
             seed = int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1))
-            yield BatchPlan(order[start : start + self.batch_size], seed)
+            piece = part * self.world + self.rank
+            rows = order[step * self.batch_size :][starts[piece] : starts[piece + 1]]
+            yield BatchPlan(rows, seed, int(starts[piece]), self.batch_size)
 
 
 class OrderedBatches(Sampler[BatchPlan]):
@@ -98,7 +119,7 @@ class OrderedBatches(Sampler[BatchPlan]):
 
     def __iter__(self) -> Iterator[BatchPlan]:
         for start in range(0, len(self.rows), self.batch_size):
-            yield BatchPlan(self.rows[start : start + self.batch_size], NO_AUGMENTATION)
+            yield BatchPlan(self.rows[start : start + self.batch_size])
 
 
 class BatchDataset(Dataset[RawBatch]):
@@ -109,7 +130,8 @@ class BatchDataset(Dataset[RawBatch]):
 
     def __getitem__(self, plan: BatchPlan) -> RawBatch:
         images = np.ascontiguousarray(self.split.images[plan.rows])
-        return RawBatch(torch.from_numpy(images), torch.from_numpy(self.split.labels[plan.rows]), plan.seed)
+        labels = torch.from_numpy(self.split.labels[plan.rows])
+        return RawBatch(torch.from_numpy(images), labels, plan.seed, plan.first, plan.whole)
 
 
 def loader(split: ImageSplit, batches: EpochBatches | OrderedBatches, workers: int) -> DataLoader[RawBatch]:

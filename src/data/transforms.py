@@ -34,9 +34,15 @@ class Draws:
     width: Tensor
 
 
-def draw(count: int, side: int, options: AugmentationOptions, seed: int) -> Draws:
-    """Augmentation parameters of `count` pictures of `side` pixels; one switched off leaves the others' draws alone."""
-    uniform = torch.rand((count, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).unbind(1)
+def draw(
+    count: int, side: int, options: AugmentationOptions, seed: int, first: int = 0, whole: int | None = None
+) -> Draws:
+    """Augmentation parameters of `count` pictures of `side` pixels; one switched off leaves the others' draws alone.
+
+    They are rows [first, first + count) of those of a batch of `whole` pictures, by default the batch itself.
+    """
+    table = torch.rand((whole or count, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    uniform = table[first : first + count].unbind(1)
     reach = round(options.crop_padding * side)
     area = (ERASED_AREA[0] + uniform[4] * (ERASED_AREA[1] - ERASED_AREA[0])) * side * side
     aspect = torch.exp((2 * uniform[5] - 1) * ERASED_LOG_ASPECT)

@@ -32,6 +32,13 @@ class StepAveraging(WeightAveraging):
         super().on_train_batch_end(trainer, pl_module, *rest)
         self.moved = self.moved or (before is not None and not torch.equal(before, self._last_parameter()))
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "moved": self.moved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.moved = state_dict["moved"]
+
     def _last_parameter(self) -> Tensor:
         assert self._average_model is not None
         return list(self._average_model.module.parameters())[-1].detach()

@@ -3,28 +3,31 @@ split."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import hashlib
 import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from lightning_fabric.plugins.environments import LightningEnvironment
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from src.networks.build import ConvNet
 from src.training.averaging import StepAveraging
+from src.training.checkpoints import BEST, FOLDER, Keeper, StepRandomness, StopRequest, WholeFiles
 from src.training.hardware import Hardware
+from src.training.layout import PLAIN, Layout
 from src.training.module import Classifier, EpochRow
 from src.training.options import Recipe
 from src.training.schedule import check_schedule
@@ -61,6 +64,15 @@ class Fit:
     ema_updates: int
     ema_distance: float
     train_seconds: float
+
+
+@dataclass(frozen=True)
+class Acts:
+    """Whether weight averaging acted: its updates (0 if none was seen to change anything), and the relative L2 distance
+    of the average from the raw weights."""
+
+    updates: int
+    distance: float
 
 
 class Progress(Callback):
@@ -103,16 +115,34 @@ def fit(
     logger: Logger | bool,
     report: Report,
     lengths: tuple[int, ...],
-) -> Fit:
+    seed: int,
+    layout: Layout = PLAIN,
+    nodes: int = 1,
+    resume: Path | None = None,
+    origin: Mapping[str, Any] = MappingProxyType({}),
+    minutes: float = math.inf,
+    stop: StopRequest | None = None,
+) -> Fit | None:
     """Train for epochs of `lengths` optimizer steps, validate after each, and load the weights (averaged, if averaging
     is on) of the best validation accuracy.
 
     The schedule and the memory of the average are those of `sum(lengths)` steps. `lengths` must be what `data` yields
-    (`ImageDataModule.cut_run`).
+    (`ImageDataModule.cut_run`), and so must the layout's parts.
 
     Writes `history.csv` and `checkpoints/` into `folder`.
 
+    Args:
+        seed: of dropout and stochastic depth.
+        layout: of each step over devices and time. With several devices Lightning starts this program once more for
+            each further one; there the answer is None.
+        nodes: machines that the layout's devices are spread over.
+        resume: a checkpoint of this run (`checkpoints.resumable`) to go on from.
+        origin: kept in every checkpoint, to be compared before a run goes on.
+        minutes: longest time without a checkpoint; there is one after every epoch in any case.
+        stop: ends training at the next step, behind a checkpoint, when a signal asks for it.
+
     Raises:
+        SystemExit: `stop` was asked for.
         ValueError: the schedule does not fit the run.
         RuntimeError: a declared component did not act: weight averaging never updated, or steps were skipped (guards
             G5, G6).
@@ -120,27 +150,22 @@ def fit(
     """
     steps = sum(lengths)
     check_schedule(recipe, steps)
-    module = Classifier(network, recipe, steps)
-    chosen = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="best",
-        monitor="val/accuracy",
-        mode="max",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    # A checkpoint of its own: `save_last` of the one above is written only when validation improves.
-    last = ModelCheckpoint(
-        folder / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    module = Classifier(network, recipe, steps, layout)
+    keeper = Keeper(folder, minutes=minutes, stop=stop or StopRequest(), origin=origin)
     averaging = StepAveraging(1.0 - 1.0 / max(2.0, recipe.ema_horizon * steps)) if recipe.ema_horizon > 0.0 else None
-    callbacks: list[Callback] = [chosen, last, Progress(report, len(lengths), steps), HistoryFile(folder)]
+    callbacks: list[Callback] = [StepRandomness(seed), Progress(report, len(lengths), steps), keeper]
+    callbacks += [SharedStatistics()] if layout.devices > 1 else []
     liveness = Liveness(averaging)
     callbacks += [liveness, averaging] if averaging else []
     _quiet()
     trainer = pl.Trainer(
         accelerator=hardware.accelerator,
-        devices=1,
+        devices=layout.devices // nodes,
+        num_nodes=nodes,
+        strategy=_strategy(layout),
+        plugins=[WholeFiles(), LightningEnvironment()],  # and not the rank variables of a job that started this process
+        use_distributed_sampler=False,  # the data module deals out every step itself
+        accumulate_grad_batches=layout.parts,
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=len(lengths),
         # Lightning counts the batches of a loader once: it must look again where epochs differ, or it skips validation.
@@ -153,59 +178,61 @@ def fit(
         log_every_n_steps=min(lengths),
         default_root_dir=folder,
     )
-    started = time.perf_counter()
-    trainer.fit(module, datamodule=data)
-    seconds = time.perf_counter() - started
-    if trainer.global_step != steps:
-        raise RuntimeError(f"the run took {trainer.global_step} optimizer steps, its schedule {steps}")
-    if averaging and not (averaging.moved and liveness.distance > 0.0):
-        raise RuntimeError(
-            f"weight averaging was asked for but did not act: {averaging.updates} updates, distance {liveness.distance}"
-        )
-    best = torch.load(chosen.best_model_path, map_location="cpu", weights_only=True)
+    trained = resume and torch.load(resume, map_location="cpu", weights_only=True)
+    if trained and len(trained["history"]) == len(lengths):  # interrupted after its last epoch
+        module.remember(trained)
+        acts, taken, seconds = Acts(**trained["averaging"]), trained["global_step"], trained["train_seconds"]
+    else:
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        finally:
+            keeper.stop.training = False
+        if layout.devices > 1:
+            torch.distributed.destroy_process_group()
+        acts, taken, seconds = liveness.acts, trainer.global_step, keeper.train_seconds
+    if not trainer.is_global_zero:
+        return None
+    if taken != steps:
+        raise RuntimeError(f"the run took {taken} optimizer steps, its schedule {steps}")
+    if averaging and not (acts.updates and acts.distance > 0.0):
+        raise RuntimeError(f"weight averaging was asked for but did not act: {acts}")
+    best = torch.load(folder / FOLDER / BEST, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
-    return Fit(
-        module,
-        tuple(module.history),
-        int(best["epoch"]) + 1,
-        trainer.global_step,
-        averaging.updates if averaging else 0,
-        liveness.distance,
-        seconds,
-    )
+    return Fit(module, tuple(module.history), int(best["epoch"]) + 1, taken, acts.updates, acts.distance, seconds)
+
+
+def _strategy(layout: Layout) -> str | DDPStrategy:
+    # Running statistics are averaged by `SharedStatistics`; copying rank 0's would forget what the other ranks saw.
+    return "auto" if layout.devices == 1 else DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class SharedStatistics(Callback):
+    """Averages batch norm's running statistics over the ranks after every step, so that all of them stay equal."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any) -> None:
+        buffers = [buffer for buffer in pl_module.buffers() if buffer.is_floating_point()]
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        torch.distributed.all_reduce(flat)
+        for buffer, mean in zip(buffers, (flat / trainer.world_size).split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
 
 
 class Liveness(Callback):
-    """Measures, at the end of training and before Lightning overwrites the raw weights, how far the average is from
-    them."""
+    """Measures after every epoch how far the average is from the raw weights, and keeps it in the checkpoint."""
 
     def __init__(self, averaging: StepAveraging | None) -> None:
         self.averaging = averaging
-        self.distance = 0.0
+        self.acts = Acts(0, 0.0)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.averaging:
-            self.distance = self.averaging.distance(pl_module)
-
-
-class HistoryFile(Callback):
-    """Rewrites history.csv with every checkpoint, that is after every epoch, so that a killed run keeps its curve."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "history.csv"
+            distance = self.averaging.distance(pl_module)
+            self.acts = Acts(self.averaging.updates if self.averaging.moved else 0, distance)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        assert isinstance(pl_module, Classifier)
-        self.write(pl_module.history)
-
-    def write(self, history: list[EpochRow]) -> None:
-        """All rows so far, under the names of `EpochRow`."""
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(EpochRow)])
-            writer.writeheader()
-            writer.writerows(dataclasses.asdict(row) for row in history)
+        checkpoint["averaging"] = asdict(self.acts)
 
 
 def evaluate(module: Classifier, data: pl.LightningDataModule, split: str, hardware: Hardware) -> Split:
@@ -216,6 +243,7 @@ def evaluate(module: Classifier, data: pl.LightningDataModule, split: str, hardw
     trainer = pl.Trainer(
         accelerator=hardware.accelerator,
         devices=1,
+        plugins=[LightningEnvironment()],
         precision=hardware.precision,  # type: ignore[arg-type]
         logger=False,
         enable_progress_bar=False,
@@ -263,8 +291,13 @@ def curve_summary(history: tuple[EpochRow, ...]) -> dict[str, float | int]:
 def _quiet() -> None:
     """Silence Lightning's tips and device banners; warnings about this project's own loaders do not apply to tensors
     in memory."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*The `srun` command is available.*")
+    # Metrics have added up all ranks before they are logged.
+    warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")  # torch 2.11 has nothing else
+    # The data module begins a resumed epoch where it was left; Lightning asks for another way to say so.
+    warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")

@@ -22,8 +22,11 @@ class Hardware:
     threads: int
 
 
-def resolve(options: HardwareOptions) -> Hardware:
+def resolve(options: HardwareOptions, nodes: int = 1) -> Hardware:
     """Choose accelerator, precision and threads.
+
+    Args:
+        nodes: machines that the arm's devices are spread over.
 
     Raises:
         ValueError: a device or a precision was asked for that this machine does not have.
@@ -38,6 +41,12 @@ def resolve(options: HardwareOptions) -> Hardware:
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise ValueError(
             "hardware.accelerator='mps' was asked for, but this is no Apple GPU; use hardware=auto or hardware=cpu"
+        )
+    there = nodes * {"gpu": torch.cuda.device_count(), "mps": 1}.get(accelerator, options.devices)
+    if options.devices > there:
+        raise ValueError(
+            f"hardware.devices={options.devices} was asked for, but torch sees {there} {accelerator} device(s); use"
+            f" hardware.devices={there}"
         )
     threads = options.threads or torch.get_num_threads()
     name = torch.cuda.get_device_name() if accelerator == "gpu" else f"{accelerator} ({platform.machine()})"

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from torchmetrics import MeanMetric
 
 from src.networks.build import ConvNet, Outputs
+from src.training.layout import PLAIN, Layout
 from src.training.options import Recipe
 from src.training.schedule import rate_at
 
@@ -43,11 +45,12 @@ class Classifier(pl.LightningModule):
     """Trains a network on (images, labels) batches with one recipe. Logs `train/*`, `val/*` once an epoch; keeps
     `history`."""
 
-    def __init__(self, network: ConvNet, recipe: Recipe, steps: int) -> None:
+    def __init__(self, network: ConvNet, recipe: Recipe, steps: int, layout: Layout = PLAIN) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe = recipe
         self.steps = steps
+        self.layout = layout
         self.history: list[EpochRow] = []
         self.sides_seen: set[int] = set()  # of the pictures that really entered training, for the audit
         self.collected: list[tuple[Tensor, Tensor]] | None = (
@@ -60,8 +63,9 @@ class Classifier(pl.LightningModule):
                 for name in ("loss", "accuracy")
             }
         )
-        self._epoch_started = self._last_batch_ended = 0.0
+        self._epoch_began = self._last_batch_ended = 0.0
         self._epoch_pictures = 0
+        self._before = (0.0, 0)  # seconds and pictures of the epoch that was running when the run was interrupted
 
     def forward(self, images: Tensor) -> Outputs:
         outputs: Outputs = self.network(images)
@@ -74,7 +78,12 @@ class Classifier(pl.LightningModule):
         self._observe("train", logits.detach(), labels)
         self.sides_seen.add(images.shape[-1])
         self._epoch_pictures += len(labels)
-        return loss
+        return loss * self._share(len(labels))
+
+    def _share(self, pictures: int) -> float:
+        """Weight of a micro-batch: unequal parts are averaged as if they were equal, and every picture counts alike."""
+        pieces = self.layout.devices * self.layout.parts
+        return 1.0 if self.recipe.batch_size % pieces == 0 else pictures * pieces / self.recipe.batch_size
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -101,9 +110,12 @@ class Classifier(pl.LightningModule):
         assert isinstance(metric, MeanMetric)
         return metric
 
+    def on_train_start(self) -> None:
+        self._epoch_began = self._last_batch_ended = time.perf_counter()  # Lightning starts no epoch that goes on
+
     def on_train_epoch_start(self) -> None:
-        self._epoch_started = self._last_batch_ended = time.perf_counter()
-        self._epoch_pictures = 0
+        self._epoch_began = self._last_batch_ended = time.perf_counter()
+        self._epoch_pictures, self._before = 0, (0.0, 0)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._last_batch_ended = time.perf_counter()
@@ -130,12 +142,12 @@ class Classifier(pl.LightningModule):
                     f"the {name} loss is {loss} in epoch {self.current_epoch + 1}: training diverged;"
                     " lower recipe.learning_rate"
                 )
-        seconds = self._last_batch_ended - self._epoch_started
+        seconds, pictures = self._epoch_so_far()
         row = EpochRow(
             epoch=self.current_epoch + 1,
             learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
             seconds=seconds,
-            images_per_second=self._epoch_pictures / seconds,
+            images_per_second=pictures * self.layout.devices / seconds,
             **values,
         )
         self.history.append(row)
@@ -144,16 +156,42 @@ class Classifier(pl.LightningModule):
         self.log("train/learning_rate", row.learning_rate)
         self.log("speed/images_per_second", row.images_per_second)
 
+    def _sums(self, metric: nn.Module) -> dict[str, Tensor]:
+        """Sum and weight of a running mean, over all ranks."""
+        assert isinstance(metric, MeanMetric)
+        sums = {name: value.clone() for name, value in metric.metric_state.items() if isinstance(value, Tensor)}
+        for value in sums.values():
+            if self.layout.devices > 1:
+                torch.distributed.all_reduce(value)
+        return sums
+
     @property
     def images_per_second(self) -> float:
         """Training throughput: median over epochs, which a disturbed epoch does not move."""
         return statistics.median(row.images_per_second for row in self.history)
 
+    def _epoch_so_far(self) -> tuple[float, int]:
+        """Seconds and pictures of the running epoch on this device, those before an interruption included."""
+        return self._before[0] + self._last_batch_ended - self._epoch_began, self._before[1] + self._epoch_pictures
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = [dataclasses.asdict(row) for row in self.history]
+        checkpoint["epoch_so_far"] = self._epoch_so_far()
+        checkpoint["sides_seen"] = sorted(self.sides_seen)
+        checkpoint["means"] = {key: self._sums(metric) for key, metric in self._means.items()}
+
+    def remember(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take what an earlier attempt saw from its checkpoint."""
+        self.history = [EpochRow(**row) for row in checkpoint["history"]]
+        self.sides_seen = set(checkpoint["sides_seen"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = [EpochRow(**row) for row in checkpoint["history"]]
+        self.remember(checkpoint)
+        self._before = checkpoint["epoch_so_far"]
+        for key, states in checkpoint["means"].items():
+            for name, value in states.items():
+                # The sums are those of all ranks together: one rank takes them.
+                getattr(self._means[key], name).copy_(value if self.trainer.is_global_zero else torch.zeros_like(value))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimizer; weight decay touches weights of two or more dimensions only (not biases, not batch

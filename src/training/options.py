@@ -6,12 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from src.choices import check_choice
+from src.choices import check_choice, parse_bytes
 
 OPTIMIZERS = ("adamw", "sgd", "rmsprop")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
+LARGEST_COUNT = 1_000_000  # of epochs, and of pictures in a batch: more is a slip of the finger
 LARGEST_WARMUP = 0.10
 LARGEST_FINAL_LEARNING_RATE = 0.02
 
@@ -54,8 +55,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_choice("recipe.optimizer", self.optimizer, OPTIMIZERS)
         for key, count in (("epochs", self.epochs), ("batch_size", self.batch_size)):
-            if count < 1:
-                raise ValueError(f"recipe.{key}={count} must be at least 1")
+            if not 1 <= count <= LARGEST_COUNT:
+                raise ValueError(f"recipe.{key}={count} must lie in 1 to {LARGEST_COUNT}")
         if self.batch_size < 2:
             raise ValueError(f"recipe.batch_size={self.batch_size} must be at least 2: batch norm needs two pictures")
         if not 0.0 < self.learning_rate < float("inf"):
@@ -85,7 +86,9 @@ class HardwareOptions:
     accelerator: auto takes a CUDA GPU, else Apple's mps, else the CPU.
     precision: auto takes bf16-mixed on GPUs that have it, 16-mixed with loss scaling on GPUs that do not, and 32-true
         elsewhere (plain bf16 autocast was measured slower than fp32 on CPUs).
+    devices: devices one arm is trained on, each with an equal part of every batch.
     threads: CPU threads of one arm; null takes the cores the launcher gives it.
+    memory_limit: bytes that training may hold on a device, such as "4GiB"; null takes what the device has.
     """
 
     name: str
@@ -93,16 +96,18 @@ class HardwareOptions:
     devices: int = 1
     precision: str = "auto"
     threads: Optional[int] = None
+    memory_limit: Optional[str] = None
 
     def __post_init__(self) -> None:
+        if self.accelerator == "cuda":  # torch's word; by its letters the nearest choice would be cpu
+            raise ValueError("hardware.accelerator='cuda' is called gpu here: use hardware=gpu")
         check_choice("hardware.accelerator", self.accelerator, ACCELERATORS)
         check_choice("hardware.precision", self.precision, PRECISIONS)
-        if self.devices != 1:
-            raise ValueError(
-                f"hardware.devices={self.devices} is not supported yet: an arm trains on one device;"
-                " use launcher.jobs and launcher.gpus_per_job to train several arms at once"
-            )
+        if self.devices < 1:
+            raise ValueError(f"hardware.devices={self.devices} must be at least 1, the devices one arm is trained on")
         if self.threads is not None and self.threads < 1:
             raise ValueError(
                 f"hardware.threads={self.threads} must be at least 1, or null to take the cores the launcher gives"
             )
+        if self.memory_limit is not None and parse_bytes("hardware.memory_limit", self.memory_limit) == 0:
+            raise ValueError("hardware.memory_limit=0 leaves nothing to train in; use a size such as 4GiB, or null")

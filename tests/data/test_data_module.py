@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
 from src.data.module import ImageDataModule, _spread
 from src.data.options import AugmentationOptions, ClutterOptions, DataOptions
-from src.data.sampling import NO_AUGMENTATION, EpochBatches, OrderedBatches, epoch_lengths
+from src.data.sampling import NO_AUGMENTATION, BatchDataset, EpochBatches, OrderedBatches, epoch_lengths
 
 OPTIONS = DataOptions(
     "clutter",
@@ -46,25 +46,52 @@ def epoch(data: ImageDataModule, number: int) -> str:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 200), st.integers(1, 70), st.integers(1, 4), st.integers(0, 5))
-def test_training_batches_share_each_epoch_without_double_counting(
-    count: int, size: int, world: int, number: int
+@given(st.integers(1, 200), st.integers(1, 70), st.integers(1, 4), st.integers(1, 3), st.integers(0, 5))
+def test_every_layout_cuts_the_same_steps_of_the_same_pictures(
+    count: int, size: int, world: int, parts: int, number: int
 ) -> None:
-    if count < world:
+    if min(count, size) < world * parts:
         with pytest.raises(ValueError, match=r"too few"):
-            EpochBatches(count, size, 0, 0, world)
+            EpochBatches(count, size, 0, 0, world, parts=parts)
         return
-    ranks = [EpochBatches(count, size, 7, rank, world) for rank in range(world)]
-    for rank in ranks:
-        rank.set_epoch(number)
-    plans = [list(rank) for rank in ranks]
-    rows = [row for plan in plans for batch in plan for row in batch.rows]
-    assert len(rows) == len(set(rows)) and set(rows) <= set(range(count))
-    assert {len(batch.rows) for plan in plans for batch in plan} == {min(size, count // world)}
-    assert {len(plan) for plan in plans} == {len(ranks[0])} and len(ranks[0]) >= 1
-    assert count - len(rows) < size * world
-    seeds = [batch.seed for plan in plans for batch in plan]
-    assert len(set(seeds)) == len(seeds) and min(seeds) >= 0
+    whole = EpochBatches(count, size, 7)
+    ranks = [EpochBatches(count, size, 7, rank, world, parts=parts) for rank in range(world)]
+    for batches in (whole, *ranks):
+        batches.set_epoch(number)
+    cut = [list(rank) for rank in ranks]
+    assert len(whole) == max(1, count // size) and {len(plan) for plan in cut} == {len(whole) * parts}
+    for step, expected in enumerate(whole):
+        pieces = [plan[step * parts + part] for part in range(parts) for plan in cut]
+        assert [row for piece in pieces for row in piece.rows] == list(expected.rows)
+        assert {piece.seed for piece in pieces} == {expected.seed} and expected.seed >= 0
+        sizes = [len(piece.rows) for piece in pieces]
+        assert max(sizes) - min(sizes) <= 1 <= min(sizes)
+        assert [piece.first for piece in pieces] == [sum(sizes[:n]) for n in range(len(sizes))]
+        assert {piece.whole for piece in pieces} == {len(expected.rows)}
+    assert len({plan.seed for plan in cut[0]}) == len(whole)
+
+
+def test_pictures_are_augmented_alike_in_every_layout() -> None:
+    def seen(world: int, parts: int) -> list[bytes]:
+        data, found = module(), []
+        for step in range(2):
+            for part in range(parts):
+                for rank in range(world):
+                    plans = EpochBatches(70, 16, 0, rank, world, parts=parts)
+                    split = BatchDataset(data.data.train)
+                    batch = split[list(plans)[step * parts + part]]
+                    found += [picture.numpy().tobytes() for picture in data.prepare_batch(batch)[0]]
+        return found
+
+    assert seen(1, 1) == seen(2, 1) == seen(1, 3) == seen(2, 2)
+
+
+@pytest.mark.parametrize("done", [0, 1, 5, 8])
+def test_a_resumed_epoch_leaves_out_what_was_trained(done: int) -> None:
+    whole, resumed = (EpochBatches(70, 16, 3, parts=2) for _ in range(2))
+    resumed.resume(4, done)
+    assert plans(resumed, 4, len(whole) - done) == plans(whole, 4, 8)[done:] and len(resumed) == len(whole) == 8
+    assert plans(resumed, 5, 8) == plans(whole, 5, 8)
 
 
 @settings(deadline=None)
@@ -82,10 +109,10 @@ def test_a_cut_by_hand() -> None:
     assert epoch_lengths(7, 3) == (3, 2, 2) and epoch_lengths(11, 4) == (4, 4, 3) and epoch_lengths(4, 3) == (2, 2)
 
 
-def plans(batches: EpochBatches, number: int) -> list[tuple[tuple[int, ...], int]]:
+def plans(batches: EpochBatches, number: int, count: int) -> list[tuple[tuple[int, ...], int]]:
     batches.set_epoch(number)
     found = [(tuple(map(int, plan.rows)), plan.seed) for plan in batches]
-    assert len(found) == len(batches)
+    assert len(found) == count
     return found
 
 
@@ -94,11 +121,12 @@ def plans(batches: EpochBatches, number: int) -> list[tuple[tuple[int, ...], int
 def test_a_cut_epoch_is_the_beginning_of_the_whole_one(
     count: int, size: int, world: int, steps: int, seed: int
 ) -> None:
+    assume(min(count, size) >= world)
     whole = EpochBatches(count, size, seed, world - 1, world)
-    lengths = epoch_lengths(steps, len(whole))
+    lengths = epoch_lengths(steps, whole.whole)
     cut = EpochBatches(count, size, seed, world - 1, world, lengths=lengths)
     for number, length in enumerate(lengths):
-        assert plans(cut, number) == plans(whole, number)[:length]
+        assert plans(cut, number, length) == plans(whole, number, whole.whole)[:length]
 
 
 def test_order_and_augmentation_seeds_are_those_of_the_first_release() -> None:
@@ -109,7 +137,7 @@ def test_order_and_augmentation_seeds_are_those_of_the_first_release() -> None:
         assert isinstance(batches, EpochBatches)
         for number in range(3):
             order = np.random.default_rng([1, 3, number]).permutation(70)
-            for index, (rows, seed) in enumerate(plans(batches, number)):
+            for index, (rows, seed) in enumerate(plans(batches, number, 4)):
                 state = np.random.SeedSequence([2, 3, number, index, 0]).generate_state(1, np.uint64)
                 assert rows == tuple(order[16 * index : 16 * index + 16]) and seed == int(state[0]) // 2
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from src.data.options import AugmentationOptions, ClutterOptions, DataOptions, parse_bytes
+from src.choices import parse_bytes
+from src.data.options import AugmentationOptions, ClutterOptions, DataOptions
 
 
 def test_schema_is_understood_by_omegaconf_and_validated() -> None:
@@ -64,7 +65,7 @@ def test_nested_options_are_refused_too() -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("4GiB", 2**32), ("500 MB", 500_000_000), ("1.5kib", 1536), ("0B", 0)])
 def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
+    assert parse_bytes("data.memory_limit", text) == size
 
 
 def test_facts_need_no_torch() -> None:

@@ -19,8 +19,9 @@ Machine = Callable[..., None]
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Act a machine: with or without CUDA, bf16, mps."""
 
-    def act(*, cuda: bool = False, bf16: bool = False, mps: bool = False) -> None:
+    def act(*, cuda: bool = False, bf16: bool = False, mps: bool = False, gpus: int = 1) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Acted GPU")
         # As on a real GPU: every one can emulate bf16, which is no reason to choose it.
         monkeypatch.setattr(
@@ -52,6 +53,17 @@ def test_a_gpu_is_used_in_the_mixed_precision_it_has(
 def test_the_cpu_is_used_when_asked_for_although_there_is_a_gpu(machine: Machine) -> None:
     machine(cuda=True, bf16=True)
     assert resolve(options("cpu")) == Hardware("cpu", f"cpu ({platform.machine()})", "32-true", 2)
+
+
+def test_more_devices_than_there_are_are_refused(machine: Machine) -> None:
+    machine(cuda=True, bf16=True, gpus=2)
+    assert resolve(HardwareOptions("x", devices=2)).accelerator == "gpu"
+    with pytest.raises(ValueError, match=r"hardware\.devices=3 .* sees 2 gpu device\(s\); use hardware\.devices=2"):
+        resolve(HardwareOptions("x", devices=3))
+    machine(mps=True)
+    with pytest.raises(ValueError, match=r"hardware\.devices=2 .* sees 1 mps"):
+        resolve(HardwareOptions("x", devices=2))
+    assert resolve(HardwareOptions("x", accelerator="cpu", devices=5)).accelerator == "cpu"
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "mps"])

@@ -151,10 +151,17 @@ def test_a_misspelt_choice_names_the_nearest(key: str, value: str, nearest: str)
         changed(**{leaf: value}) if group == "recipe" else HardwareOptions("x", **{leaf: value})
 
 
-@pytest.mark.parametrize("value", [2, 0, -1])
-def test_more_devices_than_one_are_refused(value: int) -> None:
-    with pytest.raises(ValueError, match=rf"hardware\.devices={value} .*launcher\.jobs"):
+@pytest.mark.parametrize("value", [0, -1])
+def test_an_arm_needs_a_device(value: int) -> None:
+    with pytest.raises(ValueError, match=rf"hardware\.devices={value} must be at least 1"):
         HardwareOptions("x", devices=value)
+
+
+def test_a_memory_limit_is_a_size() -> None:
+    with pytest.raises(ValueError, match=r"hardware\.memory_limit='4' is not a size: .* 4GiB"):
+        HardwareOptions("x", memory_limit="4")
+    with pytest.raises(ValueError, match=r"hardware\.memory_limit=0 leaves nothing"):
+        HardwareOptions("x", memory_limit="0GiB")
 
 
 @pytest.mark.parametrize("value", [0, -4])

@@ -56,6 +56,11 @@ def write_pictures(folder: Path) -> DataOptions:
                 noise = rng.normal(np.array(colour), 40, (SIDE, SIDE, 3))
                 picture = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
                 picture.save(folder / "tree" / split / name / f"{number}.png")
+    return colours(folder)
+
+
+def colours(folder: Path) -> DataOptions:
+    """The tree that `write_pictures` left in a folder."""
     return DataOptions(
         "colours",
         "folder",
@@ -71,9 +76,9 @@ def network(seed: int = 0, recipe: Recipe = RECIPE, classes: int = len(COLOURS))
     return build(TABLE, classes, dropout=recipe.dropout, drop_path=recipe.drop_path)
 
 
-def pictures_of(options: DataOptions, recipe: Recipe = RECIPE, seed: int = 0) -> ImageDataModule:
+def pictures_of(options: DataOptions, recipe: Recipe = RECIPE, seed: int = 0, parts: int = 1) -> ImageDataModule:
     """The data module as an arm makes it."""
-    data = ImageDataModule(options, SIDE, recipe.batch_size, 10, seed)
+    data = ImageDataModule(options, SIDE, recipe.batch_size, 10, seed, parts)
     data.prepare_data()
     data.setup()
     return data
@@ -104,6 +109,7 @@ def train(
     report: Any = None,
     steps: int | None = None,
     lengths: tuple[int, ...] | None = None,
+    **more: Any,
 ) -> Run:
     """`fit` as `src.arm` calls it, for whole epochs or exactly `steps`; `lengths` are those the schedule is told."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +131,10 @@ def train(
         logger=False,
         report=keep,
         lengths=data.cut_run(steps or recipe.epochs * data.steps_per_epoch) if lengths is None else lengths,
+        seed=seed,
+        **more,
     )
+    assert fitted is not None
     return Run(fitted, data, folder, reports)
 
 
