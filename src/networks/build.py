@@ -5,14 +5,19 @@ Shapes: B batch, H, W input side, C channels of the final map, h, w its cells, K
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from src.networks.blocks import BLOCKS
-from src.networks.cost import Cost, Count, total
+from src.networks.cost import Cost, Count, RecomputeCost, total
 from src.networks.layers import ConvNorm, conv_norm_cost, initialise, linear_cost, max_pool, max_pool_cost
 from src.networks.table import Network
 
@@ -31,7 +36,13 @@ class ConvNet(nn.Module):
     (B,3,H,W) -> `Outputs`.
 
     drop_path: rate of the last block; it grows linearly from zero with the block's index, as released.
+
+    Attributes:
+        recompute: in training, keep only the inputs of `pieces` for the backward pass and run each a second time there
+            (activation checkpointing, arXiv 1604.06174). Results, masks and running statistics are the same.
     """
+
+    recompute = False
 
     def __init__(self, network: Network, classes: int, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -58,10 +69,44 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(network.head_channels or c_in, classes)
         initialise(self)
 
+    def pieces(self) -> list[nn.Module]:
+        """What is recomputed as one: stem with pooling, each block, the head. In order: from pictures to features."""
+        blocks = [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        head = [] if isinstance(self.head, nn.Identity) else [self.head]
+        return [nn.Sequential(self.stem, self.pool), *blocks, *head]
+
     def forward(self, images: Tensor) -> Outputs:
-        features = self.head(self.stages(self.pool(self.stem(images))))
+        if self.recompute and self.training and torch.is_grad_enabled():
+            features = images
+            for piece in self.pieces():
+                again = functools.partial(_first_and_second_pass, piece)
+                features = checkpoint(piece, features, use_reentrant=False, context_fn=again)
+        else:
+            features = self.head(self.stages(self.pool(self.stem(images))))
         pooled = features.mean((2, 3))  # (B,C)
         return Outputs(self.classifier(self.dropout(pooled)), features)
+
+
+def _first_and_second_pass(
+    piece: nn.Module,
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Contexts of a piece's forward pass and of its repetition, as `torch.utils.checkpoint` asks for them."""
+    return contextlib.nullcontext(), _statistics_at_rest(piece)
+
+
+@contextlib.contextmanager
+def _statistics_at_rest(piece: nn.Module) -> Iterator[None]:
+    """Batch norm normalises with the batch, as in training, but moves copies of its running statistics."""
+    kept = [(module, dict(module.named_buffers())) for module in piece.modules() if isinstance(module, _BatchNorm)]
+    for norm, buffers in kept:
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in kept:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
 
 
 def build(network: Network, classes: int, *, dropout: float = 0.0, drop_path: float = 0.0) -> ConvNet:
@@ -119,3 +164,32 @@ def _afresh(cost: Cost) -> Cost:
 def network_cost(network: Network, resolution: int, classes: int) -> Cost:
     """What a whole table costs for one picture; builds nothing."""
     return stage_costs(network, resolution, classes).total(network.repeats)
+
+
+def recompute_cost(network: Network, resolution: int, classes: int) -> RecomputeCost:
+    """Twin of `ConvNet` with `recompute`, piece by piece; builds nothing."""
+    act, kept = network.activation, 0
+    inputs = again = 0
+    c_in, cost = RGB, Cost(resolution)
+
+    def add(piece: Cost) -> Cost:
+        nonlocal kept, inputs, again
+        kept += c_in * cost.side * cost.side
+        if kept + piece.saved > inputs + again:
+            inputs, again = kept, piece.saved
+        return piece
+
+    def start() -> Cost:
+        return Cost(cost.side, map_saved=True)  # the piece's input, counted in `kept`
+
+    stem = network.stem
+    first = conv_norm_cost(start(), RGB, stem.channels, stem.kernel, stem.stride, 1, act)
+    cost, c_in = add(max_pool_cost(first, stem.channels, stem.pool)), stem.channels
+    for stage in network.stages:
+        for repeat in range(stage.repeats):
+            stride = stage.stride if repeat == 0 else 1
+            cost = add(BLOCKS[stage.block].cost(start(), c_in, stage.channels, stage, stride, act))
+            c_in = stage.channels
+    if network.head_channels:
+        cost, c_in = add(conv_norm_cost(start(), c_in, network.head_channels, 1, 1, 1, act)), network.head_channels
+    return RecomputeCost(kept + linear_cost(cost, c_in, classes).minus(cost).saved, inputs, again)

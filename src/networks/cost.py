@@ -84,3 +84,22 @@ def total(side: Count, parts: list[Cost]) -> Cost:
         sum(p.activations for p in parts),
         sum(p.saved for p in parts),
     )
+
+
+@dataclass(frozen=True)
+class RecomputeCost:
+    """Elements that one picture holds when `ConvNet.recompute` is on, in place of `Cost.saved`. Plain integers only.
+
+    kept: after the forward pass: the pieces' inputs and the classifier's.
+    inputs, again: when most is held in the backward pass: the inputs of a piece and of all before it (those after it
+        are free again), and what that piece saves beyond its input when it is run again.
+    """
+
+    kept: int
+    inputs: int
+    again: int
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at once; gradients of maps are not counted."""
+        return self.inputs + self.again

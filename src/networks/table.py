@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from src.choices import check_choice
 
+LARGEST_SIDE = 8192  # of a picture, pixels: more is a slip of the finger, and overflows the counts of large networks
 SMALLEST_FINAL_MAP = 4  # cells a side: below it activation maps say nothing and depthwise kernels see mostly padding
 
 # Each kind of block, and the optional fields of a stage that it reads.
@@ -165,6 +166,8 @@ class Network:
         check_choice("network.activation", self.activation, ACTIVATIONS)
         counts = ("resolution", "channel_divisor", "classes")
         _check_positive("network.", **{key: getattr(self, key) for key in counts})
+        if self.resolution > LARGEST_SIDE:
+            raise ValueError(f"network.resolution={self.resolution} must be at most {LARGEST_SIDE} pixels")
         if self.head_channels < 0:
             raise ValueError(
                 f"network.head_channels={self.head_channels} must not be negative; 0 means no head convolution"

@@ -323,7 +323,7 @@ def test_a_study_reads_the_same_table(hydra: None, name: str) -> None:
             "network.stages.1.kernel=4",
             "network.stages[1] (stage 2: mbconv, 4x4, stride 2, 24 channels, 2 blocks): kernel=4",
         ),
-        ("network.stages.0.channels=many", "channels=many does not fit, it should be of type Integer"),
+        ("network.stages.0.channels=many", "channels=many does not fit, write a whole number such as 3"),
         ("network.stem.pool=2.5", "network.stem.pool=2.5 does not fit"),
         ("+network.stages.0.gropus=2", "there is no key gropus"),
         ("+network.head=8", "there is no key head in network"),
