@@ -23,7 +23,9 @@ class TrackingOptions:
     entity: Optional[str] = None
     tags: list[str] = field(default_factory=list)
     notes: str = ""
-    timeout_seconds: float = 20.0  # for reaching the server at the start; then the run goes on offline
+    timeout_seconds: float = (
+        20.0  # for the server at the start (then offline) and for the last uploads at the end (then `wandb sync`)
+    )
 
     def __post_init__(self) -> None:
         check_choice("tracking.mode", self.mode, MODES)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
+import shlex
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +30,13 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 STEP_KEY = "trainer/global_step"
-# How long the end of an arm may wait for uploads; what is left lies on disk and can be synced.
-FINISH_SECONDS = 120.0
+# Opening a connection needs one round trip; a server that takes longer than this is taken for dead.
+CONNECT_SECONDS = 5.0
 # Older spellings that W&B itself still takes in WANDB_MODE.
 _SYNONYMS = {"dryrun": "offline", "run": "online"}
+_YES = ("1", "true", "yes", "on")
+# A .wandb file is a log that begins with a header of 7 bytes; `wandb sync` calls one that holds no more an error.
+_EMPTY_LOG = 7
 
 
 class Tracker:
@@ -36,21 +46,23 @@ class Tracker:
         mode: "online", "offline" or "disabled": what was granted, not what was asked.
         run_id: W&B's id of the run, "" when disabled.
         url: page of an online run, else None.
-        notice: one line for the user: where the run is, or how to sync it.
+        notice: one line for the user: where the run is, or how to sync it with all its parts.
         problems: what was asked for and not granted, for the notes of the record.
         logger: to hand to Lightning's Trainer; False when disabled.
     """
 
-    def __init__(self, run: Any, mode: str, notice: str, problems: Sequence[str] = ()) -> None:
+    def __init__(self, run: Any, mode: str, problems: Sequence[str] = ()) -> None:
         self._run = run
         self.mode = mode
-        self.notice = notice
         self.problems = list(problems)
         self.run_id: str = run.id if run is not None else ""
         self.url: str | None = run.url if run is not None and mode == "online" else None
         self.logger: Logger | Literal[False] = False
-        self._folder = run.settings.sync_dir if run is not None else ""
+        self._folder = Path(run.settings.sync_dir) if run is not None else Path()
         self._lost = False
+        self.notice = ""
+        if run is not None:
+            self.notice = f"W&B: {run.url}" if mode == "online" else f"W&B offline, upload: {self._upload_command()}"
 
     def set_axis(self) -> None:
         """Make `trainer/global_step` the axis of every chart; plain keys stay in the summary."""
@@ -94,7 +106,18 @@ class Tracker:
     def finish(self, exit_code: int) -> None:
         """End the run as finished (0) or failed (anything else). Later calls of any method do nothing."""
         self._attempt(lambda run: run.finish(exit_code=exit_code), "ending the run")
+        if self._run is not None and self.mode == "online":
+            for error in _logged_errors(Path(self._run.settings.log_internal)):
+                self._lose(f"W&B's log tells of an error ({error})")
+        if self._run is not None and self.mode == "online" and not self._lost:
+            # W&B's own mark of a part that the server has: `wandb sync` passes it by, and so does the next resume.
+            _sent_mark(self._folder, self.run_id).touch()
         self._run = None
+
+    def hear(self, message: str) -> None:
+        """Take what W&B itself warns of; it says so when it gives up uploading and goes on without raising."""
+        said = " ".join(message.removeprefix("wandb:").split()).removeprefix("WARNING ").removeprefix("ERROR ")
+        self._lose(f"W&B said: {said.partition('. ')[0].rstrip('.')}")
 
     def _attempt(self, action: Callable[[Any], object], what: str = "logging") -> None:
         if self._run is None:
@@ -102,14 +125,65 @@ class Tracker:
         try:
             action(self._run)
         except Exception as error:
-            if not self._lost:
-                self._lost = True
-                line = (
-                    f"W&B failed while {what}, the arm goes on ({type(error).__name__}: {_first_line(error)}); "
-                    f"what was kept can be uploaded with: wandb sync {self._folder}"
-                )
-                self.problems.append(line)
-                LOG.warning(line)
+            self._lose(f"W&B failed while {what} ({type(error).__name__}: {_first_line(error)})")
+
+    def _lose(self, cause: str) -> None:
+        if not self._lost:
+            self._lost = True
+            line = f"{cause}; the arm goes on, and what was kept can be uploaded after it: {self._upload_command()}"
+            self.problems.append(line)
+            LOG.warning(line)
+
+    def _upload_command(self) -> str:
+        parts = [part for part in unsent_parts(self._folder.parent, self.run_id) if part != self._folder]
+        return sync_command([*parts, self._folder])
+
+
+def unsent_parts(wandb_folder: Path, run_id: str) -> list[Path]:
+    """Directories of one run that the server may not have in full, oldest first; a resumed run has several.
+
+    Args:
+        wandb_folder: the `wandb` folder of a study.
+    """
+    logs = sorted(wandb_folder.glob(f"*run-*-{run_id}*/run-{run_id}.wandb"), key=_start_time)
+    parts = [log.parent for log in logs if log.stat().st_size > _EMPTY_LOG]
+    return [part for part in parts if not _sent_mark(part, run_id).exists()]
+
+
+def _sent_mark(part: Path, run_id: str) -> Path:
+    return part / f"run-{run_id}.wandb.synced"
+
+
+def _start_time(log: Path) -> str:
+    return log.parent.name.partition("run-")[2]
+
+
+def sync_command(parts: Sequence[Path]) -> str:
+    """The command that uploads the directories of runs; `wandb sync` puts those of one run into order itself."""
+    online = any(not part.name.startswith("offline-") for part in parts)
+    # Without the option W&B passes by what began online, also where it is named.
+    return shlex.join(["wandb", "sync", *["--include-online"] * online, *map(str, parts)])
+
+
+def _logged_errors(log: Path) -> Iterator[str]:
+    """Errors in W&B's own log: a refused picture is told there and nowhere else. Retries that worked are no errors."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
+        with suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if str(entry.get("level", "")).startswith("ERROR"):
+                yield " ".join(str(entry.get("msg", "")).split())
+
+
+class _Listener:
+    """Stands where W&B's messages go when it is told to be silent."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.warning = self.error = tracker.hear
+
+    def info(self, message: str) -> None:
+        """Nothing: W&B's greetings."""
+
+    debug = info
 
 
 @contextmanager
@@ -135,11 +209,11 @@ def tracked_run(
         config: resolved plain values.
         tags: added to `options.tags`.
         job_type: the arm's rule, e.g. "compound".
-        run_id: id of an earlier run of the same arm, to go on with it; None makes a new one (and so
-            does the change to offline when the server cannot be reached).
+        run_id: id of an earlier run of the same arm, to go on with it; None makes a new one. What an earlier part
+            could not send is uploaded first; where that fails, the run goes on offline.
 
     Raises:
-        ValueError: online was asked for and no key is stored, or WANDB_MODE is not a mode.
+        ValueError: as `granted_mode`.
     """
     tracker = _start(options, study, name, folder, config, [*options.tags, *tags], job_type, run_id)
     for problem in tracker.problems:
@@ -157,23 +231,42 @@ def tracked_run(
         tracker.finish(exit_code)
 
 
-def granted_mode(options: TrackingOptions) -> tuple[str, list[str]]:
+def granted_mode(options: TrackingOptions, arms: int = 1) -> tuple[str, list[str]]:
     """What will be tried: "online", "offline" or "disabled", and the loud lines about it. No network, no prompt.
 
+    In this order: WANDB_MODE, WANDB_DISABLED, `options.mode`, a mode stored by `wandb offline`, a stored key.
+
+    Args:
+        arms: how many arms this command trains.
+
     Raises:
-        ValueError: online was asked for and no key is stored, or WANDB_MODE is not a mode.
+        ValueError: online was asked for and no key is stored, WANDB_MODE is not a mode, or a W&B agent gives one
+            run to several arms.
     """
     asked, problems = options.mode, []
     environment = os.environ.get("WANDB_MODE", "")
     if environment:
         wanted = _SYNONYMS.get(environment, environment)
-        check_choice("WANDB_MODE in the environment", wanted, MODES)
+        check_choice("WANDB_MODE in the environment", wanted, [mode for mode in MODES if mode != "auto"])
         if asked not in ("auto", wanted):
             problems.append(f"WANDB_MODE={environment} in the environment overrides tracking.mode={asked}")
         asked = wanted
+    elif os.environ.get("WANDB_DISABLED", "").lower() in _YES:
+        if asked not in ("auto", "disabled"):
+            problems.append(f"WANDB_DISABLED in the environment overrides tracking.mode={asked}")
+        asked = "disabled"
+    agent = os.environ.get("WANDB_SWEEP_ID")
+    if agent and arms > 1 and asked != "disabled":
+        raise ValueError(
+            f"WANDB_SWEEP_ID={agent} makes this one run of a W&B sweep, and {arms} arms would write into it; "
+            "give one arm, or unset WANDB_SWEEP_ID and WANDB_RUN_ID"
+        )
     if asked in ("offline", "disabled"):
         return asked, problems
-    if _logged_in():
+    stored, logged_in = _stored(asked)
+    if asked == "auto" and stored in ("offline", "disabled"):
+        return stored, problems
+    if logged_in:
         return "online", problems
     if asked == "online":
         raise ValueError(
@@ -182,15 +275,26 @@ def granted_mode(options: TrackingOptions) -> tuple[str, list[str]]:
     return "offline", problems
 
 
-def _logged_in() -> bool:
+def _stored(asked: str) -> tuple[str, bool]:
+    """The mode in W&B's settings, where `wandb offline` writes it, and whether there is a key."""
+    wandb = _import_wandb()
+    try:
+        settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+        mode = settings.mode
+        if asked == "online":
+            settings.mode = "online"  # W&B looks for no key while its settings say offline
+        return _SYNONYMS.get(mode, mode), wandb.login(prompt=False, verify=False)
+    except Exception as error:
+        LOG.warning(f"the stored W&B key or settings cannot be used: {_first_line(error)}")
+        return "", False
+
+
+def _import_wandb() -> Any:
+    # W&B reports its own errors and timings to its server, and when that fails writes lines nobody asked for.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    wandb.setup(settings=wandb.Settings(silent=True))
-    try:
-        return wandb.login(prompt=False, verify=False)
-    except wandb.Error as error:
-        LOG.warning(f"the stored W&B key cannot be used: {_first_line(error)}")
-        return False
+    return wandb
 
 
 def _start(
@@ -205,55 +309,104 @@ def _start(
 ) -> Tracker:
     mode, problems = granted_mode(options)
     if mode == "disabled":
-        return Tracker(None, "disabled", "", problems)
-    import wandb
+        return Tracker(None, "disabled", problems)
+    wandb = _import_wandb()
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from src.tracking.logger import TrackerLogger
 
     run: Any = None
-    identity = run_id or secrets.token_hex(4)
-    attempts = ["online", "offline"] if mode == "online" else ["offline"]
-    for attempt in attempts if getattr(rank_zero_only, "rank", 0) == 0 else []:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            run = wandb.init(
-                mode=attempt,  # type: ignore[arg-type]
-                project=options.project,
-                entity=options.entity,
-                group=study,
-                name=name,
-                job_type=job_type or None,
-                tags=list(dict.fromkeys(tags)),
-                notes=options.notes or None,
-                config=dict(config),
-                dir=folder,
-                id=identity,
-                resume="allow" if identity == run_id else None,
-                settings=_settings(options.timeout_seconds),
-            )
-            mode = attempt
-            break
-        except Exception as error:
-            if attempt == "online":
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        earlier = set((folder / "wandb").glob("*"))
+        obstacle = _obstacle(folder, run_id, options.timeout_seconds) if mode == "online" else ""
+        if obstacle:
+            mode = "offline"
+            problems.append(f"{obstacle}, the run is logged offline")
+        identity = run_id or secrets.token_hex(4)
+        for attempt in ["online", "offline"] if mode == "online" else ["offline"]:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _own_settings(wandb)
+                run = wandb.init(
+                    mode=attempt,
+                    project=options.project,
+                    entity=options.entity,
+                    group=study,
+                    name=name,
+                    job_type=job_type or None,
+                    tags=list(dict.fromkeys(tags)),
+                    notes=options.notes or None,
+                    config=dict(config),
+                    dir=folder,
+                    id=identity,
+                    resume="allow" if identity == run_id else None,
+                    settings=_settings(options.timeout_seconds),
+                )
+                mode = attempt
+                break
+            except Exception as error:
+                if attempt == "offline":
+                    problems.append(f"W&B cannot start, nothing is logged to it: {_first_line(error)}")
+                    return Tracker(None, "disabled", problems)
                 problems.append(f"W&B cannot be reached, the run is logged offline: {_first_line(error)}")
-                # The attempt's empty directory would be listed and synced as a run of its own.
-                for leftover in (folder / "wandb").glob(f"run-*-{identity}"):
+                # The attempt's empty directory would be listed and synced as a part of the run.
+                for leftover in set((folder / "wandb").glob(f"run-*-{identity}*")) - earlier:
                     shutil.rmtree(leftover, ignore_errors=True)
-                # W&B's service keeps the id of a failed start occupied.
-                identity = secrets.token_hex(4)
-            else:
-                problems.append(f"W&B cannot start, nothing is logged to it: {_first_line(error)}")
-                mode = "disabled"
-    if mode == "disabled":
-        return Tracker(None, mode, "", problems)
-    notice = ""
+                # W&B's service keeps the id of a failed start occupied; to end it would end another owner's runs too.
+                if wandb.setup().most_recent_active_run is None:
+                    wandb.teardown()
+                else:
+                    identity = secrets.token_hex(4)
+    tracker = Tracker(run, mode, problems)
     if run is not None:
-        notice = f"W&B: {run.url}" if mode == "online" else f"W&B offline, upload: wandb sync {run.settings.sync_dir}"
-    tracker = Tracker(run, mode, notice, problems)
+        wandb.termsetup(run.settings, _Listener(tracker))
     tracker.set_axis()
     tracker.logger = TrackerLogger(tracker, run, name=name, folder=folder)
     return tracker
+
+
+def _own_settings(wandb: Any) -> None:
+    """Undo what a user's environment may have set and arguments of `wandb.init` cannot unset."""
+    settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    # Every arm would go on with one and the same run.
+    settings.resume = settings.resume_from = settings.fork_from = None
+    # The log on disk is what can be synced later.
+    settings.x_skip_transaction_log = False
+
+
+def _obstacle(folder: Path, run_id: str | None, seconds: float) -> str:
+    """Why a run should not even try to start online, or ""."""
+    wandb = _import_wandb()
+    server = wandb.setup().settings.base_url
+    if not _answers(server):
+        return f"the W&B server {server} cannot be reached"
+    parts = unsent_parts(folder / "wandb", run_id) if run_id else []
+    if parts:
+        # A part that is sent after the run went on would be laid over the rows of the later one.
+        command = [sys.executable, "-m", "wandb", "sync", "--include-online", *(str(part.resolve()) for part in parts)]
+        there = {**os.environ, "WANDB_DIR": str(folder.resolve())}  # for the log it writes
+        with suppress(subprocess.TimeoutExpired):
+            told = subprocess.run(command, env=there, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
+            if b"ERROR" in told.stderr:
+                # `wandb sync` marks a part as sent also after an upload that the server refused.
+                for part in parts:
+                    _sent_mark(part, str(run_id)).unlink(missing_ok=True)
+        if run_id and unsent_parts(folder / "wandb", run_id):
+            return f"what W&B run {run_id} logged before it was interrupted could not be uploaded"
+    return ""
+
+
+def _answers(server: str) -> bool:
+    """Whether a connection to the server can be opened; not asked where a proxy stands between."""
+    address = urlsplit(server)
+    if getproxies() or address.hostname is None:
+        return True
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname, port), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _settings(timeout_seconds: float) -> Any:
@@ -265,7 +418,7 @@ def _settings(timeout_seconds: float) -> Any:
         symlink=False,  # arms that run at once would race for `latest-run`
         save_code=False,
         init_timeout=timeout_seconds,
-        finish_timeout=FINISH_SECONDS,
+        finish_timeout=timeout_seconds,
         finish_timeout_raises=True,
         # A run of another owner that is still open in this process must not swallow this one.
         reinit="create_new",

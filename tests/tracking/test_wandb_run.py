@@ -1,5 +1,6 @@
 """Real W&B runs, offline and against a loopback server, read back by an independent reader."""
 
+import io
 import json
 import logging
 import os
@@ -7,33 +8,41 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import wandb
+import yaml
 from PIL import Image
-from wandb_fake import FakeServer
+from wandb_fake import FakeRun, FakeServer
 from wandb_reader import LoggedRun, read, read_all
 
-from src.tracking import wandb_run
+from src.tracking.logger import TrackerLogger  # Lightning, whose import no test shall time
 from src.tracking.options import TrackingOptions
-from src.tracking.wandb_run import Tracker, granted_mode, tracked_run
+from src.tracking.wandb_run import Tracker, granted_mode, tracked_run, unsent_parts
 
 REFUSED = "http://127.0.0.1:9"
 KEY = "0123456789" * 4
 OFFLINE = TrackingOptions(mode="offline", tags=["paper"], notes="why")
+SHORT = TrackingOptions(timeout_seconds=1.5)
+FONTS = matplotlib.get_cachedir()  # a new home would have matplotlib look at every font again: 10 s
+PICTURE = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3)) * 3
 
 
 @pytest.fixture(autouse=True)
 def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No key, a home of its own, no server, and no state of W&B left by another test."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MPLCONFIGDIR", FONTS)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("WANDB_BASE_URL", REFUSED)
     forget()
@@ -60,12 +69,11 @@ def only(folder: Path, seconds: float = 10.0) -> LoggedRun:
 
 def test_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     study = tmp_path / "study"
-    picture = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3)) * 3
     with track(study, tags=["depth", "paper"]) as tracker:
         assert (tracker.mode, tracker.url, tracker.problems) == ("offline", None, [])
         for step in (5, 10, 20):
             tracker.log_metrics({"val_accuracy": step / 40, "epoch": step // 10}, step)
-        tracker.log_pictures("cam", [picture, 255 - picture], ["cat 0.91 (right)", "dog 0.20"], 20)
+        tracker.log_pictures("cam", [PICTURE, 255 - PICTURE], ["cat 0.91 (right)", "dog 0.20"], 20)
         tracker.summarise({"best/val_accuracy": 0.5, "macs": 123456789012, "test_accuracy": 0.48})
         run_id = tracker.run_id
         assert "wandb sync" in tracker.notice and "\n" not in tracker.notice
@@ -82,7 +90,7 @@ def test_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert logged.keys("cam/captions") == [["cat 0.91 (right)", "dog 0.20"]]
     files = next((study / "wandb").glob(f"offline-run-*-{run_id}")) / "files"
     stored = [np.asarray(Image.open(files / name)) for name in logged.keys("cam/filenames")[0]]
-    assert (stored[0] == picture).all() and stored[1].min() < stored[1].max()
+    assert (stored[0] == PICTURE).all() and stored[1].min() < stored[1].max()
     assert str(files.parent) in tracker.notice
     assert capfd.readouterr() == ("", ""), "nothing is printed beside the logged lines"
 
@@ -90,7 +98,7 @@ def test_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFixtu
 @pytest.mark.parametrize("image", [np.random.rand(8, 8, 3), np.zeros((3, 8, 8), np.uint8)])
 def test_pictures_that_would_be_black_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="uint8"):
-        Tracker(None, "disabled", "").log_pictures("cam", [image], ["x"], 0)
+        Tracker(None, "disabled").log_pictures("cam", [image], ["x"], 0)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +182,7 @@ def test_other_ranks_make_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
     with track(tmp_path) as tracker:
-        assert tracker.logger is not False, "all ranks hand the same kind of logger to the Trainer"
+        assert isinstance(tracker.logger, TrackerLogger), "all ranks hand the same kind of logger to the Trainer"
         tracker.log_metrics({"loss": 1.0}, 1)
         tracker.logger.log_metrics({"loss": 1.0}, 1)
         assert tracker.run_id == ""
@@ -187,18 +195,6 @@ def test_disabled_leaves_nothing(tmp_path: Path) -> None:
         tracker.summarise({"macs": 1})
         assert tracker.logger is False and tracker.mode == "disabled"
     assert list(tmp_path.iterdir()) == [tmp_path / "home"]
-
-
-def test_resumed_arm_keeps_its_id(tmp_path: Path) -> None:
-    with track(tmp_path) as first:
-        first.log_metrics({"loss": 1.0}, 1)
-    time.sleep(1.1)  # directories are named by the second
-    with track(tmp_path, run_id=first.run_id) as second:
-        second.log_metrics({"loss": 0.5}, 2)
-    assert second.run_id == first.run_id
-    time.sleep(0.5)
-    logs = [read(path) for path in sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))]
-    assert [log.keys("loss") for log in logs] == [[1.0], [0.5]]
 
 
 class Broken:
@@ -214,12 +210,13 @@ class Broken:
 
 
 def test_loss_of_wandb_is_said_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    tracker = Tracker(Broken(), "offline", "")
+    tracker = Tracker(Broken(), "offline")
     for step in range(5):
         tracker.log_metrics({"loss": 1.0}, step)
     tracker.finish(0)
     lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == len(tracker.problems) == 1 and "BrokenPipeError" in lines[0].message
+    assert "wandb sync" in lines[0].message
 
 
 def test_unwritable_folder_disables_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -253,6 +250,7 @@ def netrc(home: Path, host: str) -> None:
         ("online", None, "netrc", "online"),
         ("online", "offline", "variable", "offline"),
         ("disabled", "online", "variable", "online"),
+        ("auto", "run", "variable", "online"),
     ],
 )
 def test_granted_mode(
@@ -284,17 +282,42 @@ def test_malformed_key_is_loud_and_offline(monkeypatch: pytest.MonkeyPatch, capl
     assert "key" in caplog.text and "too short" not in caplog.text
 
 
-def test_unreachable_server_falls_back_soon(
+def test_mode_stored_by_wandb_itself_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / ".config" / "wandb").mkdir(parents=True)
+    (tmp_path / "home" / ".config" / "wandb" / "settings").write_text("[default]\nmode = offline\n")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert granted_mode(TrackingOptions()) == ("offline", [])
+    assert granted_mode(TrackingOptions(mode="online")) == ("online", []), "the command line asked for it"
+
+
+def test_wandb_disabled_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    assert granted_mode(TrackingOptions()) == ("disabled", [])
+    mode, problems = granted_mode(TrackingOptions(mode="online"))
+    assert mode == "disabled" and "WANDB_DISABLED" in problems[0]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert granted_mode(TrackingOptions())[0] == "offline", "WANDB_MODE is W&B's own and goes first"
+
+
+@pytest.mark.parametrize("mode", ["shared", "auto", "Offline"])
+def test_wandb_mode_that_is_none_of_ours(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with pytest.raises(ValueError, match=r"WANDB_MODE in the environment='\w+' is unknown.*offline"):
+        granted_mode(TrackingOptions())
+
+
+def test_unusable_settings_of_wandb_stop_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    begin = time.monotonic()
-    with track(tmp_path, options=TrackingOptions(timeout_seconds=1.5)) as tracker:
-        assert time.monotonic() - begin < 8
-        assert tracker.mode == "offline" and tracker.url is None
-        assert len(tracker.problems) == 1 and "cannot be reached" in caplog.text
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "soon")
+    with track(tmp_path, options=TrackingOptions()) as tracker:
         tracker.log_metrics({"loss": 1.0}, 1)
-    assert only(tmp_path).keys("loss") == [1.0], "and the failed attempt leaves no second run"
+    assert tracker.mode == "disabled" and "cannot be used" in caplog.text and "nothing is logged" in caplog.text
+
+
+# Against a server -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -302,87 +325,349 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     fake = FakeServer()
     monkeypatch.setenv("WANDB_BASE_URL", fake.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    for what in ("FILE_STREAM", "GRAPHQL", "FILE_TRANSFER"):
+        monkeypatch.setenv(f"WANDB_X_{what}_RETRY_WAIT_MIN_SECONDS", "0.1")
+        monkeypatch.setenv(f"WANDB_X_{what}_RETRY_WAIT_MAX_SECONDS", "0.2")
     yield fake
+    fake.release()
     fake.close()
 
 
-@pytest.mark.parametrize("failing", [False, True])
-def test_online_run_reaches_the_server(tmp_path: Path, server: FakeServer, failing: bool) -> None:
+def wait_for(condition: Callable[[], object], seconds: float, child: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline and (child is None or child.poll() is None):
+        time.sleep(0.05)
+
+
+def log(tracker: Tracker, steps: range, *, picture: bool = False) -> None:
+    for step in steps:
+        tracker.log_metrics({"loss": 1.0 / (step + 1)}, step)
+    if picture:
+        tracker.log_pictures("cam", [PICTURE], ["cat"], steps[-1])
+
+
+def run_told_command(line: str) -> None:
+    """Run the `wandb sync ...` at the end of a line as its reader would."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment, home = {**os.environ, "PATH": path}, os.environ["HOME"]
+    command = line[line.index("wandb sync") :]
+    subprocess.run(command, shell=True, check=True, capture_output=True, timeout=60, env=environment, cwd=home)
+
+
+def assert_complete(run: FakeRun, steps: list[int], *, picture: bool = True) -> None:
+    assert [row["trainer/global_step"] for row in run.rows if "loss" in row] == steps and run.rewritten == []
+    if picture:
+        (stored,) = (body for name, body in run.files.items() if name.startswith("media/images/cam"))
+        pixels = np.asarray(Image.open(io.BytesIO(stored)))
+        assert (pixels == PICTURE).all() and pixels.min() < pixels.max()
+
+
+def interrupted() -> None:
+    """What src/arm.py makes of SIGTERM."""
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        with track(tmp_path) as unused:
-            assert unused.mode == "offline"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def diverged() -> None:
+    raise RuntimeError("diverged")
+
+
+@pytest.mark.parametrize(("end", "exit_code"), [(None, 0), (diverged, 1), (interrupted, 1)])
+def test_online_run_reaches_the_server(
+    tmp_path: Path, server: FakeServer, end: Callable[[], None] | None, exit_code: int
+) -> None:
+    try:
         with track(tmp_path, "online", TrackingOptions(tags=["t"])) as tracker:
             assert (tracker.mode, tracker.problems) == ("online", [])
             assert tracker.url == f"{server.url}/lab/scalestudy/runs/{tracker.run_id}"
             assert tracker.url in tracker.notice
-            tracker.log_metrics({"val_accuracy": 0.25}, 3)
-            tracker.log_pictures("cam", [np.arange(192, dtype=np.uint8).reshape(8, 8, 3)], ["cat"], 3)
-            if failing:
-                raise RuntimeError
-    except RuntimeError:
-        assert failing
-    assert server.exit_code == int(failing)
-    sent = server.runs[0]
-    assert (sent["groupName"], sent["displayName"], sent["jobType"], sent["tags"]) == (
-        "study-a",
-        "online",
-        "depth",
-        ["t"],
-    )
-    assert [row["val_accuracy"] for row in server.rows if "val_accuracy" in row] == [0.25]
-    assert any(name.startswith("media/images/cam") for name in server.files)
-    assert json.loads(sent["config"])["seed"]["value"] == 0
+            log(tracker, range(3), picture=True)
+            tracker.summarise({"best/val_accuracy": 0.5})
+            if end is not None:
+                end()
+    except (RuntimeError, SystemExit) as caught:
+        assert str(caught) in ("diverged", "143")
+    run, sent = server.run, server.run.created
+    assert run.exit_code == exit_code and list(server.runs) == [tracker.run_id]
+    assert (sent["groupName"], sent["displayName"], sent["jobType"]) == ("study-a", "online", "depth")
+    assert sent["tags"] == ["t"] and json.loads(sent["config"])["seed"]["value"] == 0
+    assert_complete(run, [0, 1, 2])
+    assert run.summary["best/val_accuracy"] == 0.5
+    assert unsent_parts(tmp_path / "wandb", tracker.run_id) == []
 
 
-def test_server_lost_during_training_does_not_hold_the_arm(
-    tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_run_that_goes_on_is_one_run(tmp_path: Path, server: FakeServer) -> None:
+    with pytest.raises(RuntimeError), track(tmp_path, options=TrackingOptions()) as first:
+        log(first, range(10))
+        raise RuntimeError
+    assert server.run.exit_code == 1
+    with track(tmp_path, options=TrackingOptions(), run_id=first.run_id) as second:
+        log(second, range(6, 15), picture=True)
+    assert (second.run_id, second.mode, second.problems) == (first.run_id, "online", [])
+    assert_complete(server.run, [*range(10), *range(6, 15)])
+    assert server.run.exit_code == 0 and server.requests["RunResumeStatus"] == 1
+    # Lines are drawn over this axis, so epochs that are trained again lie where they belong.
+    assert only_axis(server.run) == "trainer/global_step"
+
+
+def only_axis(run: FakeRun) -> str:
+    """The axis of all charts: 1 is a metric's name, 2 its pattern, 5 the number of its axis among the metrics."""
+    metrics = yaml.safe_load(run.files["config.yaml"])["_wandb"]["value"]["m"]
+    (axis,) = (metric["5"] for metric in metrics if metric.get("2") == "*")
+    return str(metrics[axis - 1]["1"])
+
+
+def test_run_that_goes_on_offline_is_told_whole(tmp_path: Path, server: FakeServer) -> None:
+    with track(tmp_path) as first:
+        log(first, range(10))
+    assert only(tmp_path).exit_code == 0, "all of it is on the disk"
+    with track(tmp_path, run_id=first.run_id) as second:
+        log(second, range(6, 15), picture=True)
+    assert second.run_id == first.run_id and second.notice.count("offline-run-") == 2
+    assert server.requests.total() == 0
+    run_told_command(second.notice)
+    assert_complete(server.run, [*range(10), *range(6, 15)])
+
+
+@pytest.mark.parametrize("refusal", [(401, ""), (403, "file_stream")])
+def test_interrupted_online_run_goes_on_offline_without_server(
+    refusal: tuple[int, str], tmp_path: Path, server: FakeServer
 ) -> None:
-    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 1.0)
+    with pytest.raises(RuntimeError), track(tmp_path, options=SHORT) as first:
+        log(first, range(10))
+        server.status = 401
+        raise RuntimeError
+    assert len(first.problems) == 1 and only(tmp_path).exit_code == 1
+    server.status, server.refused_path = refusal
+    with track(tmp_path, options=SHORT, run_id=first.run_id) as second:
+        log(second, range(6, 15), picture=True)
+    assert (second.run_id, second.mode) == (first.run_id, "offline")
+    assert len(second.problems) == 1 and "could not be uploaded" in second.problems[0]
+    server.status = None
+    run_told_command(second.notice)
+    assert_complete(server.run, [*range(10), *range(6, 15)])
+    assert server.run.exit_code == 0
+
+
+@pytest.mark.parametrize("trouble", ["dead", "refused", "forbidden", "failing", "slow"])
+def test_trouble_at_the_start_makes_the_run_offline_soon(
+    trouble: str, tmp_path: Path, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.status = {"refused": 401, "forbidden": 403, "failing": 500}.get(trouble)
+    if trouble == "dead":
+        server.close()
+    if trouble == "slow":
+        server.delay = 60.0
+    begin = time.monotonic()
+    options = TrackingOptions(timeout_seconds=60.0) if trouble == "dead" else SHORT  # refused at once, or waited for
+    with track(tmp_path, options=options, run_id="kept") as tracker:
+        assert time.monotonic() - begin < 20
+        assert (tracker.mode, tracker.url, tracker.run_id) == ("offline", None, "kept")
+        assert len(tracker.problems) == 1 and caplog.text.count("the run is logged offline") == 1
+        log(tracker, range(5), picture=trouble == "refused")
+    assert only(tmp_path).exit_code == 0, "and the failed attempt leaves no second run"
+    if trouble == "refused":
+        server.status = None
+        run_told_command(tracker.notice)
+        assert_complete(server.run, list(range(5)))
+    if trouble == "dead":
+        server.open()
+
+
+@pytest.mark.parametrize("trouble", ["down", "failing"])
+def test_server_that_comes_back_gets_every_row_once(trouble: str, tmp_path: Path, server: FakeServer) -> None:
+    with track(tmp_path, options=TrackingOptions()) as tracker:
+        log(tracker, range(10))
+        wait_for(lambda: server.requests["CreateRunFiles"] or len(server.requests) > 2, 0.5)
+        if trouble == "down":
+            server.close()
+        else:
+            server.status = 500
+        log(tracker, range(10, 30), picture=True)
+        back = threading.Timer(0.7, server.open if trouble == "down" else lambda: setattr(server, "status", None))
+        back.start()
+    back.join()
+    assert tracker.problems == []
+    assert_complete(server.run, list(range(30)))
+    assert server.run.exit_code == 0
+
+
+@pytest.mark.parametrize("trouble", ["dead", "refused", "picture"])
+def test_what_the_server_did_not_take_is_kept_and_told(
+    trouble: str, tmp_path: Path, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = tmp_path / "a study"
+    with track(study, options=SHORT) as tracker:
+        assert tracker.mode == "online"
+        log(tracker, range(10))
+        if trouble == "dead":
+            server.close()
+        server.status = 401 if trouble == "refused" else None
+        server.refused = ("CreateRunFiles",) if trouble == "picture" else ()
+        log(tracker, range(10, 20), picture=True)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 20
+    assert len(tracker.problems) == caplog.text.count("wandb sync") == 1
+    server.status, server.refused = None, ()
+    if trouble == "dead":
+        server.open()
+    run_told_command(tracker.problems[0])
+    # W&B appends what is synced to rows that the server has; they lie on the same points of the charts.
+    assert_complete(server.run, [*range(20)] * (2 if trouble == "picture" else 1))
+    assert server.run.exit_code == 0
+
+
+def test_slow_server_slows_no_step(tmp_path: Path, server: FakeServer) -> None:
+    server.delay = 0.3
     with track(tmp_path, options=TrackingOptions()) as tracker:
         assert tracker.mode == "online"
-        server.close()
-        for step in range(20):
-            tracker.log_metrics({"loss": 1.0 / (step + 1)}, step)
+        log(tracker, range(1))  # the first row starts threads
         begin = time.monotonic()
-    assert time.monotonic() - begin < 8
-    assert len(tracker.problems) == 1 and "wandb sync" in caplog.text
-    assert len(only(tmp_path).keys("loss")) == 20
+        log(tracker, range(1, 50))
+        assert time.monotonic() - begin < 49 * server.delay / 3, "no row waits for an answer"
+    assert_complete(server.run, list(range(50)), picture=False)
+
+
+@pytest.mark.slow
+def test_server_is_away_between_two_uploads(tmp_path: Path, server: FakeServer) -> None:
+    """W&B sends rows every 15 s: some before the trouble, some after it."""
+    with track(tmp_path, options=TrackingOptions()) as tracker:
+        log(tracker, range(10))
+        wait_for(lambda: len(server.run.rows) >= 10, 40)
+        server.close()
+        log(tracker, range(10, 20), picture=True)
+        time.sleep(20)
+        server.open()
+        log(tracker, range(20, 30))
+        wait_for(lambda: len(server.run.keys("loss")) >= 30, 40)
+        assert len(server.run.keys("loss")) == 30, "they arrive while the arm still trains"
+    assert tracker.problems == [] and server.run.exit_code == 0
+    assert_complete(server.run, list(range(30)))
+
+
+def test_hostile_environment(tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RUN_ID": "everybody",
+        "RESUME": "must",
+        "DIR": str(tmp_path / "elsewhere"),
+        "NAME": "theirs",
+        "RUN_GROUP": "theirs",
+        "JOB_TYPE": "theirs",
+        "TAGS": "theirs",
+        "PROJECT": "theirs",
+        "SILENT": "false",
+        "CONSOLE": "wrap",
+        "SYMLINK": "true",
+        "REINIT": "return_previous",
+        "X_SKIP_TRANSACTION_LOG": "true",
+        "ENTITY": "team",
+    }.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    for name in ("one", "two"):
+        with track(tmp_path / "study", name, TrackingOptions()) as tracker:
+            assert (tracker.mode, tracker.problems) == ("online", [])
+            log(tracker, range(3))
+    with track(tmp_path / "study", "three") as offline:
+        log(offline, range(3))
+    made = {run.created["displayName"]: run for run in server.runs.values()}
+    assert sorted(made) == ["one", "two"] and "everybody" not in server.runs
+    for run in made.values():
+        assert_complete(run, [0, 1, 2], picture=False)
+        assert (run.created["groupName"], run.created["jobType"]) == ("study-a", "depth")
+        assert (run.created["project"], run.created["entity"]) == ("scalestudy", "team")
+        assert not run.created["tags"]
+    assert sorted(read_all(tmp_path / "study")) == ["one", "three", "two"] and not (tmp_path / "elsewhere").exists()
+    assert not list((tmp_path / "study" / "wandb").glob("latest*"))
+
+
+def test_agent_of_a_wandb_sweep_names_the_run(
+    tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial3")
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    with track(tmp_path, options=TrackingOptions()) as tracker:
+        log(tracker, range(3))
+    assert tracker.run_id == "trial3" and server.run.created["sweep"] == "sweep7"
+    assert server.run.exit_code == 0
+    with pytest.raises(ValueError, match=r"WANDB_SWEEP_ID=sweep7 .* 6 arms"):
+        granted_mode(TrackingOptions(), arms=6)
+    assert granted_mode(TrackingOptions(mode="disabled"), arms=6) == ("disabled", [])
+
+
+@pytest.mark.parametrize(("mode", "asked"), [("offline", False), ("disabled", False), ("online", True)])
+def test_nothing_calls_home_unasked(
+    mode: str, asked: bool, tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy hears of every request to every host, also of W&B's own service process."""
+    monkeypatch.delenv("WANDB_BASE_URL")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, server.url)
+    with track(tmp_path, options=TrackingOptions(mode=mode, timeout_seconds=0.5)) as tracker:
+        log(tracker, range(3), picture=True)
+    wandb.teardown()
+    assert tracker.mode != "online" and (server.requests.total() > 0) == asked, server.requests
 
 
 # Processes ------------------------------------------------------------------------------------------------------------
 
 KILLED = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from src.tracking.options import TrackingOptions
 from src.tracking.wandb_run import tracked_run
 study = Path(sys.argv[1])
-with tracked_run(TrackingOptions(), study="s", name="arm", folder=study, config={"seed": 1}) as tracker:
+with tracked_run(TrackingOptions(), study="s", name="alone", folder=study, config={"seed": 1}) as alone:
     for step in range(50):
-        tracker.log_metrics({"loss": 1.0 / (step + 1)}, step)
-    (study / "ready").write_text(tracker.mode)
-    time.sleep(60)
+        alone.log_metrics({"loss": 1.0 / (step + 1)}, step)
+    os.environ["WANDB_API_KEY"] = sys.argv[2]
+    with tracked_run(TrackingOptions(), study="s", name="online", folder=study, config={"seed": 1}) as online:
+        for step in range(10):
+            online.log_metrics({"loss": 1.0 / (step + 1)}, step)
+        (study / "ready").write_text(f"{alone.mode} {online.mode} {online.run_id}")
+        time.sleep(60)
 """
 
 
-def test_no_prompt_on_a_terminal_and_kill_keeps_the_rows(tmp_path: Path) -> None:
+def kept(study: Path) -> list[int]:
+    """Rows on disk of every run that has any."""
+    logs = [path for path in (study / "wandb").glob("*run-*/run-*.wandb") if path.stat().st_size > 7]
+    return sorted(len(read(path).keys("loss")) for path in logs)
+
+
+def test_no_prompt_on_a_terminal_and_kill_keeps_the_rows(tmp_path: Path, server: FakeServer) -> None:
     study = tmp_path / "study"
+    key = os.environ.pop("WANDB_API_KEY")
     ours, theirs = pty.openpty()
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(study)], stdin=theirs, stdout=theirs, stderr=theirs)
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(study), key], stdin=theirs, stdout=theirs, stderr=theirs
+    )
     try:
-        deadline = time.monotonic() + 90
-        while not (study / "ready").exists() and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for((study / "ready").exists, 90, child)
         assert (study / "ready").exists(), os.read(ours, 4000).decode()
-        time.sleep(3)
+        wait_for(lambda: kept(study) == [10, 50], 5)
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
         os.close(ours)
         os.close(theirs)
-    logged = only(study, seconds=0)
-    assert (study / "ready").read_text() == "offline"
-    assert logged.keys("trainer/global_step") == list(range(50)) and logged.exit_code is None
+    first, second, run_id = (study / "ready").read_text().split()
+    logged = read_all(study, seconds=0)
+    assert (first, second) == ("offline", "online")
+    assert logged["alone"].keys("trainer/global_step") == list(range(50)) and logged["alone"].exit_code is None
+    # The server was sent next to nothing; an arm that goes on makes up for that, then continues the same run.
+    assert server.run.rows == []
+    os.environ["WANDB_API_KEY"] = key
+    with track(study, "online", TrackingOptions(), run_id=run_id) as tracker:
+        assert (tracker.mode, tracker.problems) == ("online", [])
+        for step in range(8, 12):
+            tracker.log_metrics({"loss": 1.0 / (step + 1)}, step)
+    assert server.run.keys("trainer/global_step") == [*range(10), *range(8, 12)] and server.run.rewritten == []
+    assert server.run.exit_code == 0 and unsent_parts(study / "wandb", run_id) == []
 
 
 def test_reader_agrees_with_wandbs_own(tmp_path: Path) -> None:

@@ -1,84 +1,185 @@
-"""A loopback stand-in for the W&B server: enough of its private protocol for one online run (wandb 0.31)."""
+"""A loopback stand-in for the W&B server: as much of its private protocol as runs of wandb 0.31 use, and troubles."""
 
 from __future__ import annotations
 
 import json
 import re
 import threading
+from collections import Counter
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
+
+
+@dataclass
+class FakeRun:
+    """What the server holds of one run.
+
+    Attributes:
+        created: variables of the first request that made it.
+        lines: history rows by their line number, which the client gives; a line sent twice is stored once.
+        rewritten: line numbers that were sent again with other content: rows of one start lie over those of another.
+        files: uploaded files by name.
+        exit_code: what the client said when it ended the run; None while it runs.
+    """
+
+    created: dict[str, Any]
+    lines: dict[int, dict[str, Any]] = field(default_factory=dict)
+    rewritten: list[int] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    exit_code: int | None = None
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [self.lines[number] for number in sorted(self.lines)]
+
+    def keys(self, key: str) -> list[Any]:
+        return [row[key] for row in self.rows if key in row]
+
+    def stream(self, message: dict[str, Any]) -> None:
+        sent = message.get("files", {})
+        history = sent.get(HISTORY, {"offset": 0, "content": []})
+        for number, line in enumerate(history["content"], start=history["offset"]):
+            row = json.loads(line)
+            if self.lines.get(number, row) != row:
+                self.rewritten.append(number)
+            self.lines[number] = row
+        for line in sent.get(SUMMARY, {}).get("content", []):
+            self.summary = json.loads(line)
+        if message.get("complete"):
+            self.exit_code = message["exitcode"]
+
 
 class FakeServer:
-    """Remembers what was sent: GraphQL variables of runs, streamed rows, uploaded files, exit code."""
+    """Answers as the W&B server does, and keeps what it was sent.
+
+    Attributes:
+        runs: by id.
+        requests: how often each path, or GraphQL operation, was asked for.
+        delay: seconds by which every answer is late; `release` lets the late ones go.
+        status: HTTP status of every answer while it is set, e.g. 401 or 500.
+        refused_path: only paths that hold this get that status.
+        refused: GraphQL operations that are answered with an error.
+    """
 
     def __init__(self) -> None:
-        self.runs: list[dict[str, Any]] = []
-        self.rows: list[dict[str, Any]] = []
-        self.files: dict[str, bytes] = {}
-        self.exit_code: int | None = None
+        self.runs: dict[str, FakeRun] = {}
+        self.requests: Counter[str] = Counter()
+        self.delay = 0.0
+        self.status: int | None = None
+        self.refused_path = ""
+        self.refused: tuple[str, ...] = ()
+        self._released = threading.Event()
+        self._lock = threading.Lock()
+        self._port = 0
+        self.open()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    @property
+    def run(self) -> FakeRun:
+        """The only run."""
+        (run,) = self.runs.values()
+        return run
+
+    def open(self) -> None:
+        """Listen; after `close` on the same port as before."""
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
-            def body(self) -> bytes:
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
-            def answer(self, value: Any) -> None:
+            def serve(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if fake.delay:
+                    fake._released.wait(fake.delay)
+                with fake._lock:
+                    status, value = fake.answer(self.path, body)
                 payload = json.dumps(value).encode()
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()
                 self.wfile.write(payload)
 
-            def do_POST(self) -> None:
-                body = self.body()
-                if self.path == "/graphql":
-                    self.answer(fake.graphql(json.loads(body)))
-                elif self.path.endswith("/file_stream"):
-                    fake.stream(json.loads(body))
-                    self.answer({})
-                else:
-                    self.answer({})
-
-            def do_PUT(self) -> None:
-                fake.files[self.path.removeprefix("/upload/")] = self.body()
-                self.answer({})
-
-            def do_GET(self) -> None:
-                self.answer({})
+            do_GET = do_POST = do_PUT = do_CONNECT = serve  # noqa: N815
 
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *args: Any) -> None:
+                pass  # a client that left
 
-    def graphql(self, request: dict[str, Any]) -> dict[str, Any]:
-        match = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
-        name, variables = match.group(1) if match else "", request.get("variables") or {}
+        self._server = Server(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        """Go down: connections are refused from here on, what was kept stays."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def release(self) -> None:
+        """End every delay, also those that are being waited for."""
+        self.delay = 0.0
+        self._released.set()
+
+    def answer(self, path: str, body: bytes) -> tuple[int, Any]:
+        operation = re.search(r"(?:query|mutation)\s+(\w+)", json.loads(body)["query"]) if path == "/graphql" else None
+        name = operation[1] if operation else path
+        self.requests[name] += 1
+        if self.status is not None and self.refused_path in path:
+            return self.status, {"errors": [{"message": f"the fake answers {self.status}"}]}
+        if path == "/graphql":
+            return 200, self.graphql(name, json.loads(body).get("variables") or {})
+        if stream := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", path):
+            self.runs[stream[1]].stream(json.loads(body))
+        elif upload := re.fullmatch(r"/upload/([^/]+)/(.+)", path):
+            self.runs[upload[1]].files[upload[2]] = body
+        return 200, {}
+
+    def graphql(self, name: str, variables: dict[str, Any]) -> dict[str, Any]:
+        if name in self.refused:
+            return {"errors": [{"message": f"the fake refuses {name}"}]}
         if name == "Viewer":
             return {"data": {"viewer": {"id": "v", "entity": "lab", "username": "lab", "flags": "{}", "teams": {}}}}
         if name == "UpsertBucket":
-            self.runs.append(variables)
+            inserted = variables["name"] not in self.runs
+            run = self.runs.setdefault(variables["name"], FakeRun(variables))
             project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "lab"}}
-            shown = {"id": "b", "name": variables["name"], "displayName": variables.get("displayName")}
-            bucket = {**shown, "description": "", "config": "{}", "sweepName": None, "historyLineCount": 0}
-            return {"data": {"upsertBucket": {"bucket": {**bucket, "project": project}, "inserted": True}}}
+            shown = {"id": "b", "name": variables["name"], "displayName": run.created.get("displayName")}
+            counts = {"historyLineCount": len(run.lines), "sweepName": None}
+            bucket = {**shown, "description": "", "config": "{}", **counts, "project": project}
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": inserted}}}
+        if name == "RunResumeStatus":
+            run_name = variables["name"]
+            return {"data": {"model": {"id": "p", "name": variables["project"], "bucket": self.resumable(run_name)}}}
         if name == "ServerFeaturesQuery":
             return {"data": {"serverInfo": {"features": []}}}
         if name == "CreateRunFiles":
-            files = [{"name": f, "uploadUrl": f"{self.url}/upload/{f}"} for f in variables["files"]]
+            run_name = variables["run"]
+            files = [{"name": f, "uploadUrl": f"{self.url}/upload/{run_name}/{f}"} for f in variables["files"]]
             return {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}}
         return {"errors": [{"message": f"the fake knows nothing of {name}"}]}
 
-    def stream(self, message: dict[str, Any]) -> None:
-        for line in message.get("files", {}).get("wandb-history.jsonl", {}).get("content", []):
-            self.rows.append(json.loads(line))
-        if message.get("complete"):
-            self.exit_code = message.get("exitcode")
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    def resumable(self, name: str) -> dict[str, Any] | None:
+        """A run as a client sees it that wants to go on with it."""
+        run = self.runs.get(name)
+        if run is None:
+            return None
+        tail = [json.dumps(row) for row in run.rows[-1:]]
+        return {
+            "id": "b",
+            "name": name,
+            "displayName": run.created.get("displayName"),
+            "historyLineCount": len(run.lines),
+            "eventsLineCount": 0,
+            "logLineCount": 0,
+            "historyTail": json.dumps(tail),
+            "eventsTail": "[]",
+            "summaryMetrics": json.dumps(run.summary),
+            "config": run.created.get("config") or "{}",
+            "tags": run.created.get("tags") or [],
+            "wandbConfig": '{"t": 1}',
+        }
