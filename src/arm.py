@@ -6,11 +6,14 @@ Started by the launcher, one process an arm. Exit code 0: the record is written;
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +24,22 @@ import pytorch_lightning as pl
 import torch
 
 from src import config
+from src.arm_folder import (
+    AGAIN_FILE,
+    CONFIG_FILE,
+    INTERRUPTED,
+    MEMORY_FILE,
+    STATUS_FILE,
+    WANDB_FILE,
+    read_json,
+    read_status,
+    write_status,
+)
 from src.cam.maps import class_maps
 from src.cam.panel import CamFile, strips, write_panel
 from src.data.module import ImageDataModule
+from src.launch import lifeline, slurm
+from src.launch.processes import GRACE_SECONDS
 from src.launch.progress import ProgressFile
 from src.messages import UserMistake, mistakes
 from src.networks.build import build
@@ -32,56 +48,132 @@ from src.scaling import audit
 from src.scaling.rules import Factors
 from src.study import CONF, Arm, code_revision, machine, plan
 from src.tracking.wandb_run import Tracker, tracked_run
+from src.training.checkpoints import StopRequest, resumable
 from src.training.fit import Fit, Split, curve_summary, evaluate, fit, save_predictions
 from src.training.hardware import Hardware, peak_memory_bytes, resolve
+from src.training.limits import enforce, is_out_of_memory, memory_limit, release
+from src.training.plan import LARGEST_EVALUATION_BATCH, MemoryPlan
+from src.training.probe import plan_memory
 from src.training.schedule import check_schedule
 
 CAM_SEED = 0  # of the choice of pictures for activation maps: the same pictures in every arm, seed and study
 CAM_KEY = "class_activation_maps"
-EVALUATION_BATCH = 256
+
+# 0 for the one process that writes: Lightning starts this program for a further device, SLURM for a further node.
+RANK = int(os.environ.get("LOCAL_RANK", "0")) + int(os.environ.get("NODE_RANK", "0"))
+NODES = int(os.environ.get(slurm.NODES, "1"))
 
 log = logging.getLogger("src.arm")
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """This start of the arm: its number, when it began (ISO 8601, and on the performance counter), with which code."""
+
+    number: int
+    began: str
+    clock: float
+    revision: str
+
+
 def main(arguments: list[str]) -> int:
-    """Train the arm of one folder; returns the exit code."""
-    (folder,) = arguments
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Train the arm of one folder, or go on with it where an earlier attempt was interrupted; returns the exit code."""
+    if len(arguments) != 1:
+        print("error: give the folder of one arm; python -m src.run makes it and starts this program", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     # Lightning 2.6 turns SIGTERM into exit code 0 at a batch boundary; an arm that was ended must not look finished.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    started = time.perf_counter()
+    stop = StopRequest()
+    for ending in (signal.SIGINT, *slurm.WARNINGS):
+        signal.signal(ending, stop.receive)
+    if "OMP_NUM_THREADS" in os.environ:  # a forked arm has inherited the threads of its sweep
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    lifeline.watch(lambda: _sweep_is_gone(folder), GRACE_SECONDS)
+    number = int(read_json(folder / STATUS_FILE).get("attempt", 1))
+    attempt = Attempt(number, datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter(), code_revision())
     try:
         with mistakes(CONF):
-            arm = plan(config.read(Path(folder) / "config.yaml"))
-            hardware = resolve(arm.study.hardware)
-        run_arm(arm, hardware, Path(folder), started)
+            arm = plan(config.read(folder / CONFIG_FILE))
+            if arm.name != folder.name:
+                raise ValueError(f"{folder / CONFIG_FILE} is that of {arm.name}; start it with python -m src.run")
+            hardware = resolve(arm.study.hardware, NODES)
+        run_arm(arm, hardware, folder, attempt, stop)
     except UserMistake as mistake:
         print(f"error: {mistake.message}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not (is_out_of_memory(error) and _step_down(arm, folder)):
+            raise
+        return 1
     return 0
 
 
-def run_arm(arm: Arm, hardware: Hardware, folder: Path, started: float) -> RunRecord:
-    """Build, audit, train, choose, test, explain, record.
+def _step_down(arm: Arm, folder: Path) -> bool:
+    """Ask to be started once more with less memory; False if that has been tried, or nothing smaller is left."""
+    release()
+    planned = MemoryPlan.read(folder / MEMORY_FILE)
+    lower = planned.lower(arm.study.recipe.batch_size)
+    if lower is None:
+        return False
+    lower.write(folder / MEMORY_FILE)
+    reason = f"out of memory with {planned.micro_batch} pictures at once, {lower.micro_batch} are tried"
+    (folder / AGAIN_FILE).write_text(reason)
+    print(f"error: {reason}", file=sys.stderr)
+    return True
+
+
+def _sweep_is_gone(folder: Path) -> None:
+    """Leave the truth in `status.json` for the sweep that can no longer write it."""
+    if RANK == 0:
+        reason = "the sweep that started this arm was killed"
+        write_status(folder, {**read_status(folder), "state": INTERRUPTED, "error": reason})
+
+
+def run_arm(arm: Arm, hardware: Hardware, folder: Path, attempt: Attempt, stop: StopRequest) -> RunRecord | None:
+    """Build, audit, train, choose, test, explain, record; None in the further ranks of an arm with several devices.
 
     Raises:
         RuntimeError: the audit found that the network is not the one that was asked for.
     """
     study, scaled = arm.study, arm.scaled
-    start_time = datetime.now(UTC).isoformat(timespec="seconds")
-    progress = ProgressFile(folder)
-    progress.update(phase="data", epochs=math.ceil(arm.epochs))
+    progress = ProgressFile(folder) if RANK == 0 else None
+    report = progress.update if progress else _say_nothing
+    report(phase="data", epochs=math.ceil(arm.epochs))
     torch.set_num_threads(hardware.threads)
     with mistakes(CONF):
-        data = ImageDataModule(study.data, scaled.resolution, study.recipe.batch_size, EVALUATION_BATCH, study.seed)
+        data = ImageDataModule(
+            study.data, scaled.resolution, study.recipe.batch_size, LARGEST_EVALUATION_BATCH, study.seed
+        )
         data.prepare_data()
         data.setup()
         _check_sizes(arm, data)
+        report(phase="memory")
+        memory = _plan_memory(arm, hardware, folder)
+        layout = memory.layout
+        data.parts, data.eval_batch_size = layout.parts, memory.evaluation_batch
         lengths = data.cut_run(max(1, round(arm.epochs * data.steps_per_epoch)))
         check_schedule(study.recipe, sum(lengths))
     pl.seed_everything(study.seed, verbose=False)
     network = build(scaled.network, scaled.base.classes, dropout=study.recipe.dropout, drop_path=study.recipe.drop_path)
     audit.check(audit.inspect_module(network, scaled.resolution), scaled, trained_resolution=scaled.resolution)
+    network.recompute = layout.recompute
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            assert norm.momentum is not None
+            norm.momentum = layout.norm_momentum(norm.momentum)
+    origin = {
+        "code": attempt.revision,
+        "data": data.fingerprint,
+        "torch": str(torch.__version__),
+        "precision": hardware.precision,
+        "layout": str(layout),
+    }
+    checkpoint, problem = resumable(folder, origin)
+    if problem:
+        log.warning(problem)
+    elif checkpoint:
+        log.info(f"goes on from {checkpoint}")
     tracking = tracked_run(
         study.tracking,
         study=study.study,
@@ -90,8 +182,11 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, started: float) -> RunRe
         config={**config.to_mapping(study), "cost": _cost(arm), "data_fingerprint": data.fingerprint},
         tags=(scaled.arm, f"{scaled.budget:g}x"),
         job_type=scaled.arm,
+        run_id=_stored_id(folder),
     )
     with tracking as tracker:
+        if tracker.run_id:
+            (folder / WANDB_FILE).write_text(tracker.run_id)
         fitted = fit(
             network,
             data,
@@ -99,23 +194,82 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, started: float) -> RunRe
             hardware=hardware,
             folder=folder,
             logger=tracker.logger,
-            report=progress.update,
+            report=report,
             lengths=lengths,
+            seed=study.seed,
+            layout=layout,
+            nodes=NODES,
+            resume=checkpoint,
+            origin=origin,
+            minutes=study.launcher.checkpoint_minutes,
+            stop=stop,
         )
+        if fitted is None:
+            return None
         (side,) = fitted.module.sides_seen
         audited = audit.inspect_module(network, scaled.resolution)
         audit.check(audited, scaled, trained_resolution=side)
-        progress.update(phase="testing", seconds_left=0.0)
+        report(phase="testing", seconds_left=0.0)
         val = evaluate(fitted.module, data, "val", hardware)
         test = evaluate(fitted.module, data, "test", hardware)
         if study.cam_pictures:
-            progress.update(phase="maps")
+            report(phase="maps")
             _explain(arm, fitted, data, folder, tracker)
-        record = _record(arm, fitted, data, hardware, audited, val, test, tracker, folder, start_time, started)
+        record = _record(arm, fitted, data, hardware, audited, val, test, tracker, folder, attempt, memory)
         tracker.summarise(_summary(record))
         record.write(folder)
-    progress.update(phase="done", val_accuracy=record.val_accuracy)
+    report(phase="done", val_accuracy=record.val_accuracy)
     return record
+
+
+def _plan_memory(arm: Arm, hardware: Hardware, folder: Path) -> MemoryPlan:
+    """The layout of the arm's steps: that of an earlier attempt, unless what was asked for has changed since.
+
+    Raises:
+        ValueError: no layout fits.
+    """
+    study, path = arm.study, folder / MEMORY_FILE
+    share = 1 if hardware.accelerator == "gpu" and study.launcher.gpus_per_job else study.launcher.jobs
+    if hardware.accelerator != "gpu":
+        share *= study.hardware.devices
+    limit = memory_limit(study.hardware, hardware.accelerator, share)
+    with contextlib.suppress(ValueError):
+        earlier = MemoryPlan.read(path)
+        asked = study.hardware.memory_limit is not None
+        if earlier.layout.devices == study.hardware.devices and not (asked and earlier.limit_bytes != limit.bytes):
+            return _enforced(earlier, study, hardware)
+    planned = plan_memory(
+        arm.scaled.network,
+        arm.scaled.resolution,
+        arm.scaled.base.classes,
+        recipe=study.recipe,
+        hardware=hardware,
+        limit=limit,
+        devices=study.hardware.devices,
+    )
+    if RANK == 0:
+        planned.write(path)
+        log.info(str(planned))
+    return _enforced(planned, study, hardware)
+
+
+def _enforced(memory: MemoryPlan, study: config.Study, hardware: Hardware) -> MemoryPlan:
+    """Make a limit that was asked for real; not before planning, whose probes would inherit it."""
+    if study.hardware.memory_limit is not None:
+        enforce(memory.limit_bytes, hardware.accelerator)
+    return memory
+
+
+def _stored_id(folder: Path) -> str | None:
+    """W&B's id of an earlier attempt's run, which this one goes on with."""
+    try:
+        return (folder / WANDB_FILE).read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _say_nothing(**fields: Any) -> None:
+    """The progress of ranks that are not the first."""
 
 
 def _check_sizes(arm: Arm, data: ImageDataModule) -> None:
@@ -192,8 +346,8 @@ def _record(
     test: Split,
     tracker: Tracker,
     folder: Path,
-    start_time: str,
-    started: float,
+    attempt: Attempt,
+    memory: MemoryPlan,
 ) -> RunRecord:
     s, study = arm.scaled, arm.study
     curves: dict[str, Any] = curve_summary(fitted.history)
@@ -253,12 +407,17 @@ def _record(
         train_pictures=data.sizes["train"],
         val_pictures=data.sizes["val"],
         test_pictures=data.sizes["test"],
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - attempt.clock,
         train_seconds=fitted.train_seconds,
         images_per_second=fitted.module.images_per_second,
         peak_memory_bytes=peak_memory_bytes(hardware.accelerator),
+        measured_memory_bytes=memory.measured_bytes or 0,
+        memory_limit_bytes=memory.limit_bytes,
+        micro_batch=memory.micro_batch,
+        parts=memory.layout.parts,
+        recompute=int(memory.layout.recompute),
         device=hardware.device_name,
-        devices=1,
+        devices=study.hardware.devices,
         precision=hardware.precision,
         threads=hardware.threads,
         python_version=sys.version.split()[0],
@@ -268,7 +427,7 @@ def _record(
         wandb_version=version("wandb"),
         fvcore_version=version("fvcore"),
         platform=machine(),
-        code_revision=code_revision(),
+        code_revision=attempt.revision,
         config_hash=arm.config_hash,
         data_fingerprint=data.fingerprint,
         architecture_sha256=audited.architecture_sha256,
@@ -276,9 +435,19 @@ def _record(
         predictions_sha256=save_predictions(folder / "predictions.npz", val, test),
         wandb_id=tracker.run_id,
         wandb_mode=tracker.mode,
-        started=start_time,
-        notes="; ".join((*arm.warnings, *tracker.problems)),
+        started=attempt.began,
+        attempts=attempt.number,
+        notes="; ".join((*arm.warnings, *tracker.problems, *_changed_since(attempt.revision), *_ran_out(memory))),
     )
+
+
+def _ran_out(memory: MemoryPlan) -> tuple[str, ...]:
+    return (f"ran out of memory once, then trained with {memory.micro_batch} pictures at once",) * memory.ran_out
+
+
+def _changed_since(revision: str) -> tuple[str, ...]:
+    now = code_revision()
+    return () if now == revision else (f"source files changed while it trained, from {revision} to {now}",)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import secrets
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,19 @@ RECORD_FILE = "record.json"
 
 # Fields in which two runs of one command may differ on one CPU machine; all others must be identical.
 VOLATILE_FIELDS = frozenset(
-    {"study", "seconds", "train_seconds", "images_per_second", "peak_memory_bytes", "started", "wandb_id", "wandb_mode"}
+    {
+        "study",
+        "seconds",
+        "train_seconds",
+        "images_per_second",
+        "peak_memory_bytes",
+        "measured_memory_bytes",
+        "memory_limit_bytes",
+        "started",
+        "attempts",
+        "wandb_id",
+        "wandb_mode",
+    }
 )
 
 
@@ -106,6 +119,11 @@ class RunRecord:
     train_seconds: float
     images_per_second: float  # training, median over epochs
     peak_memory_bytes: int
+    measured_memory_bytes: int  # expected before training from a measured probe; 0: none was needed
+    memory_limit_bytes: int  # what training was allowed to hold on a device
+    micro_batch: int  # pictures that went through the network at once, over which batch norm took its statistics
+    parts: int  # micro-batches of a step on each device
+    recompute: int  # 1: the forward pass was run again in the backward pass, to remember less
     # Environment
     device: str
     devices: int
@@ -127,7 +145,8 @@ class RunRecord:
     predictions_sha256: str  # stored labels and logits of validation and test
     wandb_id: str
     wandb_mode: str
-    started: str  # ISO 8601, UTC
+    started: str  # ISO 8601, UTC; of the attempt that finished
+    attempts: int  # how often the arm was started until it finished
     notes: str = ""  # loud lines: what was asked for and not granted, warnings that belong to the number
 
     def to_mapping(self) -> dict[str, Any]:
@@ -158,6 +177,16 @@ class RunRecord:
                 raise ValueError(f"record field {name}={value!r} should be {kind.__name__}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"record field {name}={value!r} is not finite")
+            if kind in (int, float) and abs(value) >= 2**63:
+                raise ValueError(f"record field {name} has {len(str(value))} digits, which no run leaves")
+            if name.endswith("accuracy") and not 0.0 <= value <= 1.0:
+                raise ValueError(f"record field {name}={value!r} is no fraction of pictures in [0, 1]")
+            if name in ("base_macs", "base_price") and value <= 0:
+                raise ValueError(f"record field {name}={value!r} is not positive")
+            if name == "currency" and value not in CURRENCY_LABELS:
+                raise ValueError(f"record field {name}={value!r} is none of {', '.join(CURRENCY_LABELS)}")
+            if kind is str and not value.isprintable() and name != "notes":
+                raise ValueError(f"record field {name}={value!r} holds characters that no name has")
         return cls(**values)
 
     def write(self, folder: Path) -> Path:
@@ -180,15 +209,19 @@ class RunRecord:
         """
         try:
             return cls.from_mapping(json.loads(path.read_text()))
-        except (json.JSONDecodeError, ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not a valid record: {error}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` in one rename; a crash leaves the old file or the new one, never a mixture."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    # A random name: processes on two machines that share the folder may have the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
+import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from src import config
+from src.arm_folder import CONFIG_FILE, MEMORY_FILE, WANDB_FILE, is_finished
 from src.config import Study
 from src.data.sources import check_available
 from src.data.sources import facts as data_facts
 from src.data.splits import DataFacts
-from src.launch.processes import ArmJob, exit_code, finished, run_jobs
+from src.launch import slurm
+from src.launch.processes import ArmJob, exit_code, run_jobs
 from src.launch.progress import make_display
+from src.launch.slots import slot_environments
 from src.messages import mistakes
 from src.record import CURRENCY_LABELS, METRICS
 from src.report.write import make_console, print_whole, render, write_report
@@ -31,6 +37,7 @@ from src.scaling.latency import LatencyCache, LatencyPrice
 from src.scaling.lattice import Base
 from src.scaling.solve import ScaledNetwork, solve, spread
 from src.tracking.wandb_run import granted_mode
+from src.training.checkpoints import FOLDER as CHECKPOINTS
 from src.training.hardware import likely_precision, resolve
 from src.training.memory import MemoryTerms, memory_terms, predicted_bytes
 from src.training.options import HardwareOptions
@@ -211,19 +218,48 @@ def run_all(configs: list[DictConfig]) -> list[int]:
     studies, arms = plan_configs(configs)
     console = make_console(stderr=True)
     dry_run = any(study.dry_run for study in studies)
+    with mistakes(CONF):
+        where = _place(arms)
     if not dry_run:
-        _check_surroundings(studies)
+        _check_surroundings(studies, where.nodes)
+    launcher = studies[0].launcher
+    devices = max(study.hardware.devices for study in studies) // where.nodes
+    jobs = [_job(arm, where) for arm in arms]
+    if where.node > 0:
+        (slot,) = slot_environments(launcher, os.environ, devices)
+        return [_join(job, slot, where, launcher.rerun) for job in jobs]
     show_plan(arms, console)
     if dry_run:
         console.print("dry_run=true: nothing was trained")
         return [0] * len(configs)
-    jobs = [_job(arm) for arm in arms]
-    launcher = studies[0].launcher
     with mistakes(CONF), make_display(launcher.progress, launcher.jobs) as display:
-        outcomes = run_jobs(jobs, launcher, on_update=display.update)
+        outcomes = run_jobs(jobs, launcher, devices=devices, on_update=display.update)
     for folder in dict.fromkeys(arm.study.folder for arm in arms):
         _compare(folder)
     return [exit_code(outcomes)] * len(configs)
+
+
+def preflight(configs: list[DictConfig]) -> list[int]:
+    """Plan and show the arms that another launcher will run, each in a job of its own that plans it again.
+
+    Returns:
+        The numbers of the configs to run: no repetition of the base, nothing that is finished, nothing in a dry run.
+
+    Raises:
+        UserMistake: the sweep cannot be planned as asked.
+    """
+    studies, arms = plan_configs(configs)
+    console = make_console(stderr=True)
+    show_plan(arms, console)
+    if any(study.dry_run for study in studies):
+        console.print("dry_run=true: nothing was trained")
+        return []
+    first: dict[Path, int] = {}
+    for number, study in enumerate(studies):
+        first.setdefault(plan(study).folder, number)
+    wanted = [number for folder, number in first.items() if studies[number].launcher.rerun or not is_finished(folder)]
+    console.print(f"{len(wanted)} of {len(arms)} arms to train, each a job that writes the study's report when it ends")
+    return wanted
 
 
 def plan_configs(configs: Sequence[DictConfig]) -> tuple[list[Study], list[Arm]]:
@@ -237,29 +273,97 @@ def plan_configs(configs: Sequence[DictConfig]) -> tuple[list[Study], list[Arm]]
         return studies, plan_all(studies)
 
 
-def _check_surroundings(studies: Sequence[Study]) -> None:
+def _check_surroundings(studies: Sequence[Study], nodes: int) -> None:
     """Refuse pictures and hardware this machine does not have, and W&B online without a key, before the first process
     starts."""
+    launcher = studies[0].launcher
     with mistakes(CONF):
+        slot_environments(launcher, os.environ, max(study.hardware.devices for study in studies) // nodes)
         for study in studies:
+            _check_outputs(study)
             check_available(study.data)
-            resolve(study.hardware)
-            granted_mode(study.tracking)
+            _check_devices(study, resolve(study.hardware, nodes).accelerator)
+            granted_mode(study.tracking, arms=len(studies))
 
 
-def _job(arm: Arm) -> ArmJob:
-    arm.folder.mkdir(parents=True, exist_ok=True)
-    done = finished(arm.folder)
-    if not done or arm.study.launcher.rerun:
-        config.write(arm.study, arm.folder / "config.yaml")
+def _check_outputs(study: Study) -> None:
+    """Refuse a place that cannot be written to.
+
+    Raises:
+        ValueError: names the place.
+    """
+    place = next(path for path in (study.folder.resolve(), *study.folder.resolve().parents) if path.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ValueError(f"outputs={study.outputs}: {place} is no folder that can be written to; choose another place")
+
+
+def _check_devices(study: Study, accelerator: str) -> None:
+    """Refuse ways of starting processes that would train something else than was asked, or hang.
+
+    Raises:
+        ValueError: names the way and the remedy.
+    """
+    devices, batch = study.hardware.devices, study.recipe.batch_size
+    ranks = int(os.environ.get("WORLD_SIZE") or 1)
+    if ranks > 1:
+        raise ValueError(
+            f"this is one of WORLD_SIZE={ranks} processes, each of which would run the whole sweep: start src.run once,"
+            f" without torchrun; with hardware.devices={ranks} every arm starts its own"
+        )
+    if study.launcher.start == "fork" and (devices > 1 or accelerator != "cpu"):
+        raise ValueError(
+            f"launcher.start=fork cannot start arms on {devices} {accelerator} device(s), since neither CUDA nor the"
+            " ranks of an arm survive a fork; use launcher.start=process"
+        )
+    if batch < 2 * devices:
+        raise ValueError(
+            f"recipe.batch_size={batch} leaves fewer than two pictures for each of hardware.devices={devices}, and"
+            f" batch norm needs two; use recipe.batch_size={2 * devices} or more"
+        )
+
+
+def _place(arms: Sequence[Arm]) -> slurm.Place:
+    """Where this process stands in a SLURM job of several nodes.
+
+    Raises:
+        ValueError: the job is for one arm, and there are several; or its devices do not spread over the nodes.
+    """
+    where = slurm.place(os.environ)
+    if where.nodes > 1 and (len(arms) > 1 or arms[0].study.launcher.jobs > 1):
+        raise ValueError(
+            f"a SLURM job of {where.nodes} nodes trains one arm, use hydra/launcher=slurm_nodes and launcher.jobs=1"
+        )
+    for arm in arms:
+        slurm.check_devices(arm.study.hardware.devices, where)
+    return where
+
+
+def _join(job: ArmJob, slot: Mapping[str, str], where: slurm.Place, rerun: bool) -> int:
+    """This node's share of an arm that node 0 watches."""
+    if is_finished(job.folder) and not rerun:
+        return 0
+    return slurm.join(job.command, {**slot, **job.environment}, where)
+
+
+def _job(arm: Arm, where: slurm.Place) -> ArmJob:
+    def prepare(again: bool) -> None:
+        if again:  # or a finished arm would go on from its last checkpoint, that is, not be trained at all
+            shutil.rmtree(arm.folder / CHECKPOINTS, ignore_errors=True)
+            for name in (MEMORY_FILE, WANDB_FILE):
+                (arm.folder / name).unlink(missing_ok=True)
+        config.write(arm.study, arm.folder / CONFIG_FILE)
+
     command = (sys.executable, "-m", "src.arm", str(arm.folder.resolve()))
-    return ArmJob(arm.name, arm.folder, command, {"PYTHONPATH": str(ROOT)}, done)
+    surroundings = {"PYTHONPATH": str(ROOT), **where.environment()}
+    return ArmJob(arm.name, arm.folder, command, surroundings, prepare)
 
 
 def _compare(folder: Path) -> None:
     """Write the report of a study and print it; a sweep of which nothing finished has none."""
     try:
-        report = write_report(folder)
+        # Jobs of other launchers end at the same time: the last one to report must have read all records.
+        with FileLock(folder / ".report.lock"):
+            report = write_report(folder)
     except ValueError as nothing:
         print(f"no comparison: {nothing}", file=sys.stderr)
     else:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.record import METRICS, RECORD_FILE, VOLATILE_FIELDS, Metric, RunRecord, write_atomically
+from src.record import CURRENCY_LABELS, METRICS, RECORD_FILE, VOLATILE_FIELDS, Metric, RunRecord, write_atomically
 
 TYPES = typing.get_type_hints(RunRecord)
 SAMPLES: dict[type, Any] = {str: "x", int: 3, float: 0.25}
-VALUES = {name: SAMPLES[kind] for name, kind in TYPES.items()}
+VALUES = {**{name: SAMPLES[kind] for name, kind in TYPES.items()}, "currency": "macs"}
 RECORD = RunRecord(**VALUES)
 
 
@@ -28,9 +28,13 @@ def one_of(kind: type) -> str:
 
 @st.composite
 def records(draw: st.DrawFn) -> RunRecord:
-    numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60)
-    strategies = {str: st.text(max_size=20), int: st.integers(-(2**60), 2**60), float: numbers}
-    return RunRecord(**{name: draw(strategies[kind]) for name, kind in TYPES.items()})
+    numbers = st.floats(-1e18, 1e18) | st.integers(-(2**60), 2**60)
+    words = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=20)
+    strategies = {str: words, int: st.integers(-(2**60), 2**60), float: numbers}
+    sensible = {name: st.floats(0, 1) for name in TYPES if name.endswith("accuracy")}
+    sensible |= {"base_macs": st.integers(1, 2**60), "base_price": st.floats(1, 1e18)}
+    sensible["currency"] = st.sampled_from(sorted(CURRENCY_LABELS))
+    return RunRecord(**{name: draw(sensible.get(name, strategies[kind])) for name, kind in TYPES.items()})
 
 
 def test_every_field_is_a_json_scalar() -> None:
@@ -61,6 +65,24 @@ def test_notes_may_be_missing_and_unknown_fields_may_not() -> None:
     assert RunRecord.from_mapping({key: value for key, value in VALUES.items() if key != "notes"}).notes == ""
     with pytest.raises(ValueError, match=r"unknown fields \['flops'\]"):
         RunRecord.from_mapping({**VALUES, "flops": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("currency", "flops"),
+        ("arm", "two\nlines"),
+        ("device", "\ud800"),
+        ("test_accuracy", 5.0),
+        ("best_val_accuracy", -0.1),
+        ("base_macs", 0),
+        ("base_price", -1.0),
+        ("params", 10**400),
+    ],
+)
+def test_a_value_that_no_run_leaves_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"record field {name}"):
+        RunRecord.from_mapping({**VALUES, name: value})
 
 
 WRONG: dict[type, tuple[Any, ...]] = {

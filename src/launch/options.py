@@ -10,6 +10,7 @@ from src.choices import check_choice
 
 ON_FAILURE = ("continue", "stop")
 PROGRESS = ("auto", "bar", "lines", "none")
+STARTS = ("process", "fork")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ class LaunchOptions:
     gpus_per_job: int = 0  # GPUs of its own for each arm; 0 leaves the visible GPUs as they are
     timeout_minutes: Optional[float] = None  # wall time of one arm; None is no limit
     on_failure: str = "continue"  # after a failed arm: "continue" with the others or "stop" starting new ones
+    retry_failed: bool = False  # try again what failed before; what was interrupted goes on without being asked
     rerun: bool = False  # train again what is already finished
+    checkpoint_minutes: float = 10.0  # longest time without a checkpoint; there is one after every epoch in any case
+    start: str = "process"  # a new interpreter for each arm, or "fork" from this one: quicker, for tests on CPUs
     progress: str = "auto"  # "bar", "lines" or "none"; "auto" is a bar on a terminal and lines elsewhere
 
     def __post_init__(self) -> None:
@@ -38,5 +42,10 @@ class LaunchOptions:
         for key, value, choices in (
             ("on_failure", self.on_failure, ON_FAILURE),
             ("progress", self.progress, PROGRESS),
+            ("start", self.start, STARTS),
         ):
             check_choice(f"launcher.{key}", value, choices)
+        if not (math.isfinite(self.checkpoint_minutes) and self.checkpoint_minutes > 0):
+            raise ValueError(
+                f"launcher.checkpoint_minutes={self.checkpoint_minutes} should be a positive number of minutes"
+            )

@@ -2,12 +2,11 @@
 
 An arm counts as finished only if its process exited with 0 and left a valid `record.json` written by this attempt: an
 exit code alone proves nothing (Lightning 2.6.6 turns SIGTERM into exit code 0). Whatever an arm does to itself, the
-others go on. POSIX only.
+others go on. Two sweeps that want the same arm share the work: who has its lock trains it, the other waits. POSIX only.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -22,50 +21,66 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any, Protocol
 
+from src.arm_folder import (
+    AGAIN_FILE,
+    CONSOLE_FILE,
+    DONE,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    PROGRESS_FILE,
+    QUEUED,
+    RUNNING,
+    SKIPPED,
+    TIMEOUT,
+    ArmLock,
+    holder,
+    is_finished,
+    read_json,
+    read_status,
+    record_problem,
+    write_status,
+)
+from src.launch import slurm
+from src.launch.forked import ForkedProcess
+from src.launch.lifeline import VARIABLE
 from src.launch.options import LaunchOptions
-from src.record import RECORD_FILE, RunRecord, write_atomically
-
-STATUS_FILE = "status.json"
-PROGRESS_FILE = "progress.json"
-CONSOLE_FILE = "console.log"
-
-FINISHED, SKIPPED, FAILED, TIMEOUT, INTERRUPTED = "finished", "skipped", "failed", "timeout", "interrupted"
-QUEUED, RUNNING = "queued", "running"
-DONE = (FINISHED, SKIPPED)
+from src.launch.slots import slot_environments
+from src.record import RECORD_FILE
 
 # A scheduler's or an outer launcher's rank variables would make every arm believe it is one rank of a larger job.
-RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
-# How long libgomp's threads spin before they sleep. By default they spin for ever, which costs a factor of 3 to 30 as
-# soon as somebody else uses a core (measured, docs/log.md); on an idle machine the difference is within noise.
-SPIN_COUNT = "1000"
-
-GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
+GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL: time for one more step and a checkpoint
+LEFTOVER_SECONDS = 5.0  # the same for what an arm has left behind
 _KILL_SECONDS = 2.0  # from SIGKILL until the system has really ended a process
 _TICK_SECONDS = 0.05
 _UPDATE_SECONDS = 0.5
+_LOCK_SECONDS = 1.0  # between two looks at an arm that another sweep trains
 _TAIL_LINES = 15
 _TAIL_BYTES = 16384
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, *slurm.WARNINGS)  # no fault of the arm's own
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ArmJob:
-    """One arm to run: its command in its folder.
+    """One arm to run.
 
-    `environment` is laid over the parent's environment. `is_finished` says that an earlier attempt left a finished arm
-    in this folder (see `finished`); such an arm is skipped unless the options ask for a rerun.
+    command: what to run: the interpreter, and "-m", a module and its arguments if the arm may be forked.
+    environment: laid over the parent's environment.
+    prepare: called when the arm is locked and about to start, with whether it was finished before and is trained again.
     """
 
     name: str
     folder: Path
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
-    is_finished: bool = False
+    prepare: Callable[[bool], None] = lambda again: None
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,11 @@ class ArmOutcome:
 
 @dataclass(frozen=True)
 class ArmStatus:
-    """One arm as the display sees it; `progress` is what the arm last wrote to `progress.json`."""
+    """One arm as the display sees it.
+
+    progress: what the arm last wrote to `progress.json`.
+    waits_for: who trains a queued arm, if another sweep does.
+    """
 
     name: str
     folder: Path
@@ -95,6 +114,7 @@ class ArmStatus:
     seconds: float = 0.0
     progress: Mapping[str, Any] = field(default_factory=dict)
     outcome: ArmOutcome | None = None
+    waits_for: str = ""
 
 
 class SweepInterrupted(SystemExit):
@@ -105,63 +125,20 @@ class SweepInterrupted(SystemExit):
         self.outcomes = outcomes
 
 
-def finished(folder: Path) -> bool:
-    """Whether an earlier attempt finished in `folder`: the launcher saw it end well and its record is valid."""
-    if _read_json(folder / STATUS_FILE).get("state") != FINISHED:
-        return False
-    return _record_problem(folder) == ""
+class Process(Protocol):
+    """What the launcher needs of a child, and `subprocess.Popen` has."""
+
+    pid: int
+    returncode: Any
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
 
 
 def exit_code(outcomes: Sequence[ArmOutcome]) -> int:
     """Exit code of a sweep: 0 if every arm is finished or was skipped as finished, else 1."""
     return 0 if all(outcome.state in DONE for outcome in outcomes) else 1
-
-
-def usable_cores() -> int:
-    """CPU cores this process may use (its affinity, not the machine's count)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """Names of the GPUs that `environment` lets a process see: of CUDA_VISIBLE_DEVICES if set, else of nvidia-smi."""
-    listed = environment.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        names = [name.strip() for name in listed.split(",")]
-        # CUDA itself stops reading at the first invalid entry; "-1" is the usual way to say "none".
-        return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))]
-    try:
-        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(i) for i in range(sum(line.startswith("GPU ") for line in answer.splitlines()))]
-
-
-def slot_environments(options: LaunchOptions, environment: Mapping[str, str]) -> list[dict[str, str]]:
-    """What each slot adds to the environment of its arms: a fair share of CPU threads, and GPUs of its own.
-
-    Threads depend on `options.jobs` alone and not on how many arms are left, so that a repeated arm computes the same.
-    An OMP_NUM_THREADS or a list of visible GPUs in `environment` is respected.
-
-    Raises:
-        ValueError: the slots need more GPUs than are visible.
-    """
-    threads = environment.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // options.jobs))
-    spin = environment.get("GOMP_SPINCOUNT", SPIN_COUNT)
-    slots = [{"OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": spin} for _ in range(options.jobs)]
-    each = options.gpus_per_job
-    if each > 0:
-        gpus = visible_gpus(environment)
-        if len(gpus) < each * options.jobs:
-            raise ValueError(
-                f"launcher.jobs={options.jobs} with launcher.gpus_per_job={each} needs {each * options.jobs} GPUs but "
-                f"{len(gpus)} are visible, use launcher.jobs={max(1, len(gpus) // each)}"
-                f"{'' if len(gpus) >= each else f' and launcher.gpus_per_job={len(gpus)}'}"
-            )
-        for i, slot in enumerate(slots):
-            slot["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[i * each : (i + 1) * each])
-    return slots
 
 
 def describe_exit(returncode: int) -> str:
@@ -174,6 +151,11 @@ def describe_exit(returncode: int) -> str:
         name = f"signal {-returncode}"
     hint = "; often the system ran out of memory" if -returncode == signal.SIGKILL else ""
     return f"killed ({name}{hint})"
+
+
+def ended_from_outside(returncode: int) -> bool:
+    """Whether a process was asked or forced to end, as its return code tells: it may go on when it is started again."""
+    return -returncode in _FROM_OUTSIDE or returncode - 128 in _FROM_OUTSIDE
 
 
 def console_tail(folder: Path) -> tuple[str, ...]:
@@ -192,11 +174,16 @@ def run_jobs(
     jobs: Sequence[ArmJob],
     options: LaunchOptions,
     *,
+    devices: int = 1,
     on_update: Callable[[Sequence[ArmStatus]], None] | None = None,
 ) -> list[ArmOutcome]:
     """Run every arm that is not finished yet, `options.jobs` at a time, and wait for all.
 
-    `on_update` is called about twice a second, and at the end, with the status of every arm in the order of `jobs`.
+    An arm that failed before is left alone unless `options.retry_failed`; one that was interrupted is started again.
+
+    Args:
+        devices: processes that each arm starts, for its share of threads and GPUs.
+        on_update: called about twice a second, and at the end, with the status of every arm in the order of `jobs`.
 
     Returns:
         One outcome per job, in the order of `jobs`.
@@ -211,7 +198,7 @@ def run_jobs(
         if folder in owners:
             raise ValueError(f"arms {owners[folder]} and {job.name} share the folder {job.folder}, give each its own")
         owners[folder] = job.name
-    return _Sweep(jobs, options, on_update).run()
+    return _Sweep(jobs, options, slot_environments(options, os.environ, devices), on_update).run()
 
 
 class _Arm:
@@ -219,79 +206,125 @@ class _Arm:
 
     def __init__(self, job: ArmJob) -> None:
         self.job = job
+        self.lock = ArmLock(job.folder)
         self.slot = -1
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.began = 0.0  # on the monotonic clock; 0 is never
         self.ended = 0.0
         self.started = ""
         self.state = QUEUED
+        self.waits_for = ""
+        self.looked = 0.0  # when the lock was last tried
         self.outcome: ArmOutcome | None = None
+        before = read_status(job.folder)
+        self.attempt = before.get("attempt", 0) if isinstance(before.get("attempt"), int) else 0
+        self.asked_again = False
 
     def status(self) -> ArmStatus:
-        progress = _read_json(self.job.folder / PROGRESS_FILE) if self.began else {}
-        return ArmStatus(self.job.name, self.job.folder, self.state, self.seconds(), progress, self.outcome)
+        progress = read_json(self.job.folder / PROGRESS_FILE) if self.began else {}
+        return ArmStatus(
+            self.job.name, self.job.folder, self.state, self.seconds(), progress, self.outcome, self.waits_for
+        )
 
     def seconds(self) -> float:
         return (self.ended or time.monotonic()) - self.began if self.began else 0.0
 
-    def end(self, impatient: Callable[[], bool]) -> None:
+    def take(self) -> bool:
+        """Take the arm's lock; False if another sweep has it, which is asked again a second later.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if time.monotonic() - self.looked < _LOCK_SECONDS and self.waits_for:
+            return False
+        self.looked = time.monotonic()
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        taken = self.lock.acquire()
+        self.waits_for = "" if taken else holder(self.job.folder)
+        return taken
+
+    def end(self, impatient: Callable[[], bool], grace: float) -> None:
         """End what is left of the arm's processes."""
         assert self.process is not None
+        _end_groups([self.process], impatient, grace)
         self.ended = time.monotonic()
-        _end_groups([self.process], impatient)
 
-    def start(self, slot: int, environment: dict[str, str]) -> None:
+    def start(self, slot: int, environment: dict[str, str], options: LaunchOptions) -> None:
         """Start the process, or settle the arm as failed if that cannot be done."""
-        self.slot, self.began, self.state = slot, time.monotonic(), RUNNING
-        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.slot, self.began, self.ended, self.state = slot, self.began or time.monotonic(), 0.0, RUNNING
+        self.started = self.started or datetime.now(UTC).isoformat(timespec="seconds")
+        self.attempt += 1
         folder = self.job.folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.job.prepare(is_finished(folder))
             # Set aside and not deleted: what an earlier attempt finished stays readable if this one fails.
             for name in (RECORD_FILE, CONSOLE_FILE):
                 if (folder / name).exists():
                     os.replace(folder / name, folder / f"previous-{name}")
-            (folder / PROGRESS_FILE).unlink(missing_ok=True)
-            with (folder / CONSOLE_FILE).open("wb") as console:
-                self.process = subprocess.Popen(
-                    self.job.command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            # What an attempt that was killed had half written goes with what it had said.
+            for path in (folder / PROGRESS_FILE, folder / AGAIN_FILE, *folder.glob(".*.tmp")):
+                path.unlink(missing_ok=True)
+            write_status(folder, self.content())  # the arm reads there which attempt it is
+            self.process = self._process(environment, options)
         except OSError as error:
             self.settle(FAILED, f"could not be started: {error}")
-        else:
-            self.write_status()
 
-    def settle(self, state: str, reason: str = "") -> None:
-        """Record how the arm ended; its processes must have been ended before."""
+    def _process(self, environment: dict[str, str], options: LaunchOptions) -> Process:
+        console, keep = self.job.folder / CONSOLE_FILE, self.lock.fileno()
+        if options.start == "fork":
+            return ForkedProcess(self.job.command, environment, console, keep)
+        with console.open("wb") as output:
+            return subprocess.Popen(
+                self.job.command,
+                env=environment,
+                stdin=subprocess.PIPE,  # kept open as long as this sweep lives: see src/launch/lifeline.py
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(keep,),
+            )
+
+    def asks_again(self) -> str:
+        """Why the arm asked to be started once more; empty if it did not, or has had its second start."""
+        if self.asked_again:
+            return ""
+        try:
+            reason = (self.job.folder / AGAIN_FILE).read_text().strip()
+        except OSError:
+            return ""
+        self.asked_again = True
+        return reason
+
+    def settle(self, state: str, reason: str = "", *, news: bool = True) -> None:
+        """Record how the arm ended; its processes are gone by then. Without `news` its state on disk stays."""
         self.state = state
         returncode = self.process.returncode if self.process is not None else None
         tail = () if state in DONE or not self.began else console_tail(self.job.folder)
         self.outcome = ArmOutcome(self.job.name, self.job.folder, state, returncode, self.seconds(), tail, reason)
-        self.write_status()
+        if news:
+            self.write_status()
+        self.lock.release()
 
-    def write_status(self) -> None:
-        if self.job.is_finished and not self.began:
-            return  # what an earlier attempt finished stays finished until a new attempt really starts
+    def content(self) -> dict[str, Any]:
+        """What `status.json` holds."""
         outcome = self.outcome
-        content = {
+        return {
             "state": self.state,
             "returncode": outcome.returncode if outcome else None,
             "seconds": round(outcome.seconds, 3) if outcome else None,
             "started": self.started or None,
+            "attempt": self.attempt,
             "arm": self.job.name,
             "error": "\n".join((outcome.reason, *outcome.log_tail)) if outcome and outcome.reason else None,
         }
+
+    def write_status(self) -> None:
         try:
             self.job.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.job.folder / STATUS_FILE, json.dumps(content, indent=1) + "\n")
+            write_status(self.job.folder, self.content())
         except OSError as error:
             # A full disk must not take the other arms down; the outcome still reports this one.
-            log.warning("%s: %s cannot be written: %s", self.job.name, STATUS_FILE, error)
+            log.warning("%s: the state cannot be written: %s", self.job.name, error)
 
 
 class _Sweep:
@@ -301,21 +334,27 @@ class _Sweep:
         self,
         jobs: Sequence[ArmJob],
         options: LaunchOptions,
+        slots: list[dict[str, str]],
         on_update: Callable[[Sequence[ArmStatus]], None] | None,
     ) -> None:
         self.options = options
         self.on_update = on_update
         self.arms = [_Arm(job) for job in jobs]
-        self.slots = slot_environments(options, os.environ)
+        self.slots = slots
         self.signals: list[int] = []
 
     def run(self) -> list[ArmOutcome]:
         queue: deque[_Arm] = deque()
         for arm in self.arms:
-            if arm.job.is_finished and not self.options.rerun:
-                arm.settle(SKIPPED)
+            before = read_status(arm.job.folder)
+            if is_finished(arm.job.folder) and not self.options.rerun:
+                arm.settle(SKIPPED, news=False)
+            elif before.get("state") == FAILED and not (self.options.retry_failed or self.options.rerun):
+                why = str(before.get("error") or "").split("\n")[0]
+                arm.settle(FAILED, f"failed before ({why}); retry_failed=true tries it again", news=False)
             else:
-                arm.write_status()
+                if not before:
+                    arm.write_status()
                 queue.append(arm)
         with _recorded_signals(self.signals):
             try:
@@ -342,14 +381,11 @@ class _Sweep:
             running = self._running()
             for arm in running:
                 self._watch(arm)
-            failed = next((arm for arm in self.arms if arm.state in (FAILED, TIMEOUT)), None)
+            failed = next((arm for arm in self.arms if arm.began and arm.state in (FAILED, TIMEOUT)), None)
             if failed is not None and self.options.on_failure == "stop":
                 while queue:
                     queue.popleft().settle(INTERRUPTED, f"not started: {failed.job.name} failed and on_failure=stop")
-            free = set(range(len(self.slots))) - {arm.slot for arm in self._running()}
-            for slot in sorted(free)[: len(queue)]:
-                arm = queue.popleft()
-                arm.start(slot, _environment(arm.job, self.slots[slot]))
+            self._fill_slots(queue)
             if time.monotonic() - shown >= _UPDATE_SECONDS or len(running) != len(self._running()):
                 self._update()
                 shown = time.monotonic()
@@ -357,25 +393,51 @@ class _Sweep:
                 return
             time.sleep(_TICK_SECONDS)
 
+    def _fill_slots(self, queue: deque[_Arm]) -> None:
+        """Start the first arms of the queue that nobody else trains, as many as there are free slots."""
+        free = sorted(set(range(len(self.slots))) - {arm.slot for arm in self._running()})
+        for arm in list(queue) if free else ():
+            try:
+                if not arm.take():
+                    continue
+            except OSError as error:
+                queue.remove(arm)
+                arm.settle(FAILED, f"could not be started: {error}")
+                continue
+            queue.remove(arm)
+            if is_finished(arm.job.folder) and not self.options.rerun:
+                arm.settle(SKIPPED, news=False)  # another sweep has finished it meanwhile
+                continue
+            slot = free.pop(0)
+            arm.start(slot, _environment(arm.job, self.slots[slot]), self.options)
+            if not free:
+                return
+
     def _watch(self, arm: _Arm) -> None:
         """Settle the arm if its process has exited or its time is over."""
         assert arm.process is not None
         limit = self.options.timeout_minutes
-        if arm.process.poll() is not None:
-            arm.end(self._stopped)
-            problem = describe_exit(arm.process.returncode) if arm.process.returncode else ""
-            problem = problem or _record_problem(arm.job.folder)
-            arm.settle(FAILED if problem else FINISHED, problem)
+        code = arm.process.poll()
+        if code is not None:
+            arm.end(self._stopped, LEFTOVER_SECONDS)
+            if code and (reason := arm.asks_again()):
+                log.warning("%s is started once more: %s", arm.job.name, reason)
+                arm.start(arm.slot, _environment(arm.job, self.slots[arm.slot]), self.options)
+                return
+            problem = (describe_exit(code) if code else "") or record_problem(arm.job.folder)
+            state = INTERRUPTED if ended_from_outside(code) else FAILED
+            arm.settle(state if problem else FINISHED, problem)
         elif limit is not None and arm.seconds() > 60 * limit:
-            arm.end(self._stopped)
+            arm.end(self._stopped, GRACE_SECONDS)
             arm.settle(TIMEOUT, f"stopped after launcher.timeout_minutes={limit:g}")
 
     def _end_all(self, queue: deque[_Arm]) -> None:
-        name = signal.Signals(self.signals[0]).name if self.signals else "an error in the launcher"
+        name = signal.Signals(self.signals[0]).name if self.signals else "its scheduler or an error"
         running = self._running()
-        received = len(self.signals)
-        # One more signal from the user, and nobody waits any longer.
-        _end_groups([arm.process for arm in running if arm.process], lambda: len(self.signals) > received)
+        # One more Ctrl-C, and nobody waits any longer. A scheduler repeats its SIGTERM and means nothing by it.
+        asked = self.signals.count(signal.SIGINT)
+        processes = [arm.process for arm in running if arm.process]
+        _end_groups(processes, lambda: self.signals.count(signal.SIGINT) > asked, GRACE_SECONDS)
         for arm in running:
             arm.ended = time.monotonic()
             arm.settle(INTERRUPTED, f"the sweep was stopped by {name}")
@@ -391,36 +453,16 @@ def _environment(job: ArmJob, slot: Mapping[str, str]) -> dict[str, str]:
     """The environment of one arm: the parent's, the slot's, the job's own, and no rank of anybody else's."""
     inherited = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     # Unbuffered, so that the end of the log of a killed arm shows what it did last.
-    return {**inherited, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **slot, **job.environment}
+    own = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", VARIABLE: "1"}
+    return {**inherited, **own, **slot, **job.environment}
 
 
-def _record_problem(folder: Path) -> str:
-    """What is wrong with the record of an arm that ended with exit code 0; empty if nothing is."""
-    path = folder / RECORD_FILE
-    if not path.exists():
-        return f"ended with exit code 0 but wrote no {RECORD_FILE}"
-    try:
-        RunRecord.read(path)
-    except (ValueError, OSError) as error:
-        return f"ended with exit code 0 but {error}"
-    return ""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty if there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _end_groups(processes: Sequence[subprocess.Popen[bytes]], impatient: Callable[[], bool]) -> None:
+def _end_groups(processes: Sequence[Process], impatient: Callable[[], bool], grace: float) -> None:
     """End the process groups that these processes lead: SIGTERM, a grace, SIGKILL; waits for the processes themselves.
 
     Also for processes that have exited: their DataLoader workers or ranks may live on.
     """
-    for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
         groups = [process for process in processes if _signal_group(process, number)]
         deadline = time.monotonic() + patience
         while groups and time.monotonic() < deadline and not (number == signal.SIGTERM and impatient()):
@@ -432,9 +474,12 @@ def _end_groups(processes: Sequence[subprocess.Popen[bytes]], impatient: Callabl
             break
     for process in processes:
         process.wait()
+        lifeline: IO[bytes] | None = getattr(process, "stdin", None)
+        if lifeline is not None:
+            lifeline.close()
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
+def _signal_group(process: Process, number: int) -> bool:
     """Send a signal to the group a process leads; False if the group is empty."""
     try:
         os.killpg(process.pid, number)

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from src.launch.processes import DONE, FINISHED, PROGRESS_FILE, QUEUED, RUNNING, SKIPPED, ArmStatus
+from src.arm_folder import DONE, FINISHED, PROGRESS_FILE, QUEUED, RUNNING, SKIPPED
+from src.launch.processes import ArmStatus
 from src.record import write_atomically
 
 _WRITE_SECONDS = 0.2
@@ -128,7 +129,7 @@ def describe(status: ArmStatus) -> list[str]:
                 parts.append(f"val {accuracy:.1%}")
         return parts
     if status.state == QUEUED:
-        return ["queued"]
+        return [f"waits: {status.waits_for} trains it" if status.waits_for else "queued"]
     epoch, epochs = _number(progress, "epoch"), _number(progress, "epochs")
     phase = str(progress.get("phase", "starting"))
     parts.append(f"epoch {epoch:.0f}/{epochs:.0f}" if phase == "training" and epoch and epochs else phase)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from src.report.write import make_console, render, write_report
 
@@ -23,20 +24,26 @@ Works while the sweep is still running: unfinished arms are listed with their st
 Exit code: 0 with at least one finished arm, 2 without."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see --help")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m src.report",
         description="Compare the arms of a study from their records.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", metavar="PATH", type=Path, help="study folder, for example outputs/cifar10-2x")
-    path = parser.parse_args(arguments).path
     try:
-        report = write_report(path)
+        report = write_report(parser.parse_args(arguments).path)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     render(report, make_console())
     return 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.arm_folder import CONFIG_FILE, STATUS_FILE, read_status
 from src.record import RECORD_FILE, RunRecord
 
-STATUS_FILE = "status.json"
-_MARKS = (RECORD_FILE, STATUS_FILE, "config.yaml")  # any of them makes a folder an arm's folder
+_MARKS = (RECORD_FILE, STATUS_FILE, CONFIG_FILE)  # any of them makes a folder an arm's folder
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def finished(study_folder: Path, arms: tuple[ArmFolder, ...]) -> tuple[ArmFolder
 
 
 def _read_arm(path: Path) -> ArmFolder:
-    state, error = _status(path / STATUS_FILE)
+    state, error = _status(path)
     if not (path / RECORD_FILE).exists():
         if state == "finished":
             return ArmFolder(path, "no record", "its process ended without error but left no record.json", None)
@@ -81,16 +80,14 @@ def _read_arm(path: Path) -> ArmFolder:
     return ArmFolder(path, "finished", detail, record)
 
 
-def _status(path: Path) -> tuple[str, str]:
+def _status(folder: Path) -> tuple[str, str]:
     """State and the last line of the error; `unknown` where the file is absent or unreadable."""
-    try:
-        status = json.loads(path.read_text())
-        lines = str(status.get("error") or "").strip().splitlines()
-        return str(status.get("state", "unknown")), lines[-1].strip()[:200] if lines else ""
-    except FileNotFoundError:
-        return "unknown", "it has no status.json"
-    except (OSError, ValueError, AttributeError):
-        return "unknown", "its status.json is unreadable"
+    status = read_status(folder)
+    if not status:
+        there = (folder / STATUS_FILE).exists()
+        return "unknown", "its status.json is unreadable" if there else "it has no status.json"
+    lines = str(status.get("error") or "").strip().splitlines()
+    return str(status.get("state", "unknown")), lines[-1].strip()[:200] if lines else ""
 
 
 def _is_arm(path: Path) -> bool:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,6 +262,6 @@ def _print_list(console: Console, title: str, lines: Sequence[str]) -> None:
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)

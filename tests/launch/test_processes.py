@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import typing
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from src.launch import processes
+from src.arm_folder import ArmLock, holder, is_finished, is_locked, read_status, write_status
+from src.launch import lifeline, processes, slots
 from src.launch.options import LaunchOptions
-from src.launch.processes import ArmJob, ArmOutcome, ArmStatus, exit_code, finished, run_jobs, slot_environments
+from src.launch.processes import ArmJob, ArmOutcome, ArmStatus, exit_code, run_jobs
 from src.launch.progress import make_display
+from src.launch.slots import slot_environments
 from src.record import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +29,8 @@ WRITE_RECORD = "import os, shutil; shutil.copy(os.environ['GOOD_RECORD'], 'recor
 
 def good_record(folder: Path) -> Path:
     values: dict[type, Any] = {str: "x", int: 1, float: 0.5}
-    record = RunRecord(**{name: values[kind] for name, kind in typing.get_type_hints(RunRecord).items()})
+    fields = {name: values[kind] for name, kind in typing.get_type_hints(RunRecord).items()}
+    record = RunRecord(**{**fields, "currency": "macs"})
     return record.write(folder)
 
 
@@ -34,6 +38,7 @@ def good_record(folder: Path) -> Path:
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sample").mkdir()
     monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "LEFTOVER_SECONDS", 0.5)
     return good_record(tmp_path / "sample")
 
 
@@ -95,13 +100,15 @@ def test_failures_are_reported_and_the_others_go_on(tmp_path: Path, record: Path
     assert 10 <= len(loud_.log_tail) <= 20 and "exit code 1" in loud_.reason
     assert raises.log_tail[-1] == "ValueError: no such class"
     assert (quiet.state, quiet.returncode) == ("failed", 0) and "wrote no record.json" in quiet.reason
-    assert (killed.state, killed.returncode) == ("failed", -9)
+    assert (killed.state, killed.returncode) == ("interrupted", -9)
     assert "SIGKILL" in killed.reason and killed.log_tail == ("about to die",)
     assert torn.state == "failed" and "not a valid record" in torn.reason
     assert (good.state, good.returncode, good.reason, good.log_tail) == ("finished", 0, "", ())
     assert absent.state == "failed" and absent.returncode is None and "/no/such/program" in absent.reason
     assert exit_code(outcomes) == 1 and exit_code([good]) == 0
-    assert [status(outcome)["state"] for outcome in outcomes] == ["failed"] * 5 + ["finished", "failed"]
+    assert [status(outcome)["state"] for outcome in outcomes] == [
+        *["failed"] * 3, "interrupted", "failed", "finished", "failed",
+    ]  # fmt: skip
     told = status(raises)
     assert told["returncode"] == 1 and told["arm"] == "raises" and "no such class" in told["error"]
     assert told["seconds"] > 0 and told["started"].endswith("+00:00") and status(good)["error"] is None
@@ -110,35 +117,104 @@ def test_failures_are_reported_and_the_others_go_on(tmp_path: Path, record: Path
 def test_old_record_does_not_count_but_stays_readable(tmp_path: Path, record: Path) -> None:
     job = make(tmp_path, "arm", "pass", record)
     job.folder.mkdir()
-    old = good_record(job.folder).read_text()
+    old = good_record(job.folder).read_text()  # and no status.json: nobody saw how its attempt ended
     (outcome,) = run_jobs([job], LaunchOptions())
     assert outcome.state == "failed" and not (job.folder / "record.json").exists()
     assert (job.folder / "previous-record.json").read_text() == old
 
 
 def test_finished_is_skipped_and_rerun_on_demand(tmp_path: Path, record: Path) -> None:
-    code = f"{WRITE_RECORD}; open('count', 'a').write('.')"
-    folder = tmp_path / "arm"
-    assert not finished(folder)
+    folder, prepared = tmp_path / "arm", []
+    assert not is_finished(folder)
 
     def again(**options: Any) -> tuple[str, str]:
-        job = make(tmp_path, "arm", code, record, is_finished=finished(folder))
-        (outcome,) = run_jobs([job], LaunchOptions(**options))
+        code = f"{WRITE_RECORD}; open('count', 'a').write('.')"
+        (outcome,) = run_jobs([make(tmp_path, "arm", code, record, prepare=prepared.append)], LaunchOptions(**options))
         assert exit_code([outcome]) == 0
         return outcome.state, (folder / "count").read_text()
 
     assert again() == ("finished", ".")
     before = (folder / "status.json").read_text()
-    assert again() == ("skipped", ".")
+    assert again() == again(retry_failed=True) == ("skipped", ".")
     assert (folder / "status.json").read_text() == before
     assert again(rerun=True) == ("finished", "..")
     (folder / "record.json").write_text("{}")
     assert again() == ("finished", "...")
+    assert prepared == [False, True, False] and json.loads((folder / "status.json").read_text())["attempt"] == 3
 
 
-def test_failed_is_tried_again(tmp_path: Path, record: Path) -> None:
-    assert run_jobs([make(tmp_path, "arm", "raise SystemExit(3)", record)], LaunchOptions())[0].state == "failed"
-    assert not finished(tmp_path / "arm")
+def test_what_failed_by_itself_waits_to_be_asked_and_what_was_ended_goes_on(tmp_path: Path, record: Path) -> None:
+    once = "import signal\nif not os.path.exists('tried'): open('tried', 'w').close(); {end}\n" + WRITE_RECORD
+    own = ("raise SystemExit(3)", "os._exit(0)", "os.kill(os.getpid(), signal.SIGSEGV)", "os.abort()")
+    outside = ("os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)", "os._exit(143)", "os._exit(130)")
+    jobs = [make(tmp_path, f"arm{n}", once.format(end=end), record) for n, end in enumerate((*own, *outside))]
+    first = run_jobs(jobs, LaunchOptions(jobs=4))
+    assert [outcome.state for outcome in first] == ["failed"] * 4 + ["interrupted"] * 4
+    told = [(job.folder / "status.json").read_text() for job in jobs[:4]]
+    second = run_jobs(jobs, LaunchOptions(jobs=4))
+    assert [outcome.state for outcome in second] == ["failed"] * 4 + ["finished"] * 4
+    assert all("failed before" in outcome.reason and "retry_failed=true" in outcome.reason for outcome in second[:4])
+    assert "exit code 3" in second[0].reason and exit_code(second) == 1
+    assert told == [(job.folder / "status.json").read_text() for job in jobs[:4]]
+    third = run_jobs(jobs, LaunchOptions(jobs=4, retry_failed=True))
+    assert [outcome.state for outcome in third] == ["finished"] * 4 + ["skipped"] * 4 and exit_code(third) == 0
+    assert status(third[0])["attempt"] == 2
+
+
+def test_an_arm_may_ask_for_one_more_start(tmp_path: Path, record: Path) -> None:
+    ask = "open('again', 'w').write('it needs less memory'); open('count', 'a').write('.'); raise SystemExit(1)"
+    stubborn = make(tmp_path, "stubborn", ask, record)
+    once = make(tmp_path, "once", f"if os.path.exists('count'):\n {WRITE_RECORD}\nelse:\n {ask}", record)
+    outcomes = run_jobs([stubborn, once], LaunchOptions(jobs=2))
+    assert [outcome.state for outcome in outcomes] == ["failed", "finished"]
+    assert (stubborn.folder / "count").read_text() == ".." and (once.folder / "count").read_text() == "."
+    assert status(outcomes[1])["attempt"] == 2
+
+
+def test_two_sweeps_share_the_arms(tmp_path: Path, record: Path) -> None:
+    """The second sweep trains what the first leaves, waits for what it trains, and then takes its result."""
+    code = f"import time; open('count', 'a').write('.'); time.sleep(0.6); {WRITE_RECORD}"
+    jobs = [make(tmp_path, name, code, record) for name in "abc"]
+    found: dict[str, list[ArmOutcome]] = {}
+    waits: set[str] = set()
+
+    def sweep(name: str) -> None:
+        found[name] = run_jobs(jobs, LaunchOptions(), on_update=lambda all: waits.update(one.waits_for for one in all))
+
+    others = [threading.Thread(target=sweep, args=(name,)) for name in ("one", "two")]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(timeout=20)
+    states = [sorted((found["one"][n].state, found["two"][n].state)) for n in range(3)]
+    assert states == [["finished", "skipped"]] * 3 and exit_code(found["one"]) == exit_code(found["two"]) == 0
+    assert [(job.folder / "count").read_text() for job in jobs] == ["."] * 3
+    assert any(str(os.getpid()) in text for text in waits)
+
+
+def test_an_arm_is_locked_until_its_process_is_gone(tmp_path: Path, record: Path) -> None:
+    """Also when the sweep is gone and the arm is not: the lock is the arm's as well."""
+    folder = tmp_path / "arm"
+    folder.mkdir()
+    lock = ArmLock(folder)
+    assert not is_locked(folder) and lock.acquire() and is_locked(folder) and not ArmLock(folder).acquire()
+    child = subprocess.Popen(
+        [sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fileno(),), text=True
+    )
+    lock.release()
+    assert is_locked(folder) and str(os.getpid()) in holder(folder)
+    write_status(folder, {"state": "running"})
+    assert read_status(folder)["state"] == "running"
+    child.communicate("\n")
+    assert not is_locked(folder) and ArmLock(folder).acquire()
+
+
+def test_a_state_that_cannot_be_true_is_not_believed(tmp_path: Path) -> None:
+    write_status(tmp_path, {"state": "running", "attempt": 4})
+    told = read_status(tmp_path)
+    assert (told["state"], told["attempt"]) == ("interrupted", 4) and "killed" in told["error"]
+    (tmp_path / "status.json").write_text("[1")
+    assert read_status(tmp_path) == {}
 
 
 def test_on_failure_stop_starts_no_further_arm(tmp_path: Path, record: Path) -> None:
@@ -195,7 +271,7 @@ def test_environment_of_an_arm(tmp_path: Path, record: Path, monkeypatch: pytest
         monkeypatch.setenv(name, "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-7,6")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(processes, "usable_cores", lambda: 7)
+    monkeypatch.setattr(slots, "usable_cores", lambda: 7)
     code = f"import json; json.dump(dict(os.environ), open('env', 'w')); {WRITE_RECORD}; import time; time.sleep(0.3)"
     jobs = [make(tmp_path, name, code, record, environment={"OWN": name}) for name in "ab"]
     assert exit_code(run_jobs(jobs, LaunchOptions(jobs=2, gpus_per_job=2))) == 0
@@ -218,6 +294,39 @@ def test_slot_environments() -> None:
             slot_environments(LaunchOptions(jobs=2, gpus_per_job=1), {"CUDA_VISIBLE_DEVICES": listed})
     slots = slot_environments(LaunchOptions(jobs=2, gpus_per_job=1), {"CUDA_VISIBLE_DEVICES": "3, 2"})
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["3", "2"]
+
+
+def test_processes_of_an_arm_share_its_threads_and_need_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "usable_cores", lambda: 9)
+    assert [slot["OMP_NUM_THREADS"] for slot in slot_environments(LaunchOptions(jobs=2), {}, devices=2)] == ["2", "2"]
+    with pytest.raises(ValueError, match=r"gpus_per_job=1 .* hardware.devices=2, use launcher.gpus_per_job=2"):
+        slot_environments(LaunchOptions(gpus_per_job=1), {"CUDA_VISIBLE_DEVICES": "0,1"}, devices=2)
+
+
+def test_a_forked_arm_is_a_process_like_any(tmp_path: Path, record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "forked_arm.py").write_text(
+        "import os, shutil, signal, sys\n"
+        "how, folder = sys.argv[1:]\n"
+        "assert __name__ == '__main__' and os.getsid(0) == os.getpid() and os.environ['OWN'] == 'yes'\n"
+        "print('said in', folder)\n"
+        "how == 'killed' and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "how == 'raises' and 1 / 0\n"
+        "how == 'leaves' and sys.exit('with a word')\n"
+        "shutil.copy(os.environ['GOOD_RECORD'], folder)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    jobs = [
+        ArmJob(how, tmp_path / how, (sys.executable, "-m", "forked_arm", how, str(tmp_path / how)),
+               {"GOOD_RECORD": str(record), "OWN": "yes"})
+        for how in ("fine", "raises", "leaves", "killed")
+    ]  # fmt: skip
+    began, here = time.monotonic(), os.environ.copy()
+    outcomes = run_jobs(jobs, LaunchOptions(start="fork", jobs=2))
+    assert [outcome.state for outcome in outcomes] == ["finished", "failed", "failed", "interrupted"]
+    assert outcomes[1].log_tail[-1] == "ZeroDivisionError: division by zero" and time.monotonic() - began < 5
+    assert outcomes[2].log_tail[-1] == "with a word" and os.environ == here
+    assert (tmp_path / "fine" / "console.log").read_text() == f"said in {tmp_path / 'fine'}\n"
+    assert not any(is_locked(job.folder) for job in jobs)
 
 
 def test_shared_folder_is_refused(tmp_path: Path, record: Path) -> None:
@@ -254,20 +363,46 @@ run_jobs(jobs, LaunchOptions(jobs=2))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_to_the_parent_leaves_no_orphan(tmp_path: Path, number: signal.Signals) -> None:
-    code = tmp_path / "code.py"
-    code.write_text(
-        GRANDCHILD + "open('pid.tmp', 'w').write(str(os.getpid())); os.replace('pid.tmp', 'pid'); time.sleep(60)"
+def parent_of(tmp_path: Path, code: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A sweep in a process of its own with two arms that run `code` (which sleeps), and the ids of all below it."""
+    (tmp_path / "code.py").write_text(
+        GRANDCHILD + "open('pid.tmp', 'w').write(str(os.getpid())); os.replace('pid.tmp', 'pid')\n" + code
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path), str(code)],
+        [sys.executable, "-c", PARENT, str(tmp_path), str(tmp_path / "code.py")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
     pids = wait_for([tmp_path / arm / what for arm in "ab" for what in ("pid", "grandchild")])
     assert all(alive(pid) for pid in pids)
+    return parent, pids
+
+
+def test_arms_end_when_their_sweep_is_killed(tmp_path: Path) -> None:
+    watch = f"sys.path.insert(0, {str(ROOT)!r})\nfrom src.launch import lifeline\n"
+    lost = "lifeline.watch(lambda: open('lost', 'w').close(), 0.5)\ntime.sleep(60)"
+    parent, pids = parent_of(tmp_path, watch + lost)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+    assert all((tmp_path / arm / "lost").exists() and not is_locked(tmp_path / arm) for arm in "ab")
+    assert [read_status(tmp_path / arm)["state"] for arm in "abc"] == ["interrupted", "interrupted", "queued"]
+
+
+def test_a_process_that_no_sweep_has_started_does_not_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(lifeline.VARIABLE, raising=False)
+    before = threading.active_count()
+    lifeline.watch(lambda: None, 0.0)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_to_the_parent_leaves_no_orphan(tmp_path: Path, number: signal.Signals) -> None:
+    parent, pids = parent_of(tmp_path, "time.sleep(60)")
     parent.send_signal(number)
     _, err = parent.communicate(timeout=20)
     assert parent.returncode == 128 + number and "Traceback" not in err
@@ -320,6 +455,8 @@ def test_lines_of_a_real_sweep_end_with_the_failure(
         ({"timeout_minutes": 0.0}, "launcher.timeout_minutes=0.0"),
         ({"timeout_minutes": float("nan")}, "launcher.timeout_minutes=nan"),
         ({"on_failure": "stopp"}, "launcher.on_failure='stopp' is unknown, did you mean stop"),
+        ({"start": "forks"}, "launcher.start='forks' is unknown, did you mean fork"),
+        ({"checkpoint_minutes": 0.0}, "launcher.checkpoint_minutes=0.0"),
         ({"progress": "bars"}, "launcher.progress='bars' is unknown, did you mean bar"),
     ],
 )

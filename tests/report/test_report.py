@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 from synthetic_study import arm_records, base_records, folder_name, write_arm, write_cam, write_status
 
+from src.arm_folder import ArmLock
 from src.record import METRICS, RunRecord
 from src.report.__main__ import main
 from src.report.figures import styles
@@ -124,6 +125,9 @@ def test_a_partial_sweep_is_reported_with_the_state_of_every_arm(tmp_path: Path)
     runs = records()
     write_arm(study, runs[0])
     write_status(study / "running-arm", "running")
+    lock = ArmLock(study / "running-arm")
+    assert lock.acquire()  # somebody is really at it
+    write_status(study / "killed-arm", "running")
     write_status(
         study / "failed-arm", "failed", "Traceback (most recent call last):\n  ...\nRuntimeError: out of memory\n"
     )
@@ -138,9 +142,11 @@ def test_a_partial_sweep_is_reported_with_the_state_of_every_arm(tmp_path: Path)
     (study / "garbled-arm" / "status.json").write_bytes(b"\xff\xfe[")
     (study / "wandb").mkdir()
     report = write_report(study)
+    lock.release()
     states = {item["folder"]: item["state"] for item in summary(report)["unfinished"]}
     assert states == {
         "running-arm": "running",
+        "killed-arm": "interrupted",
         "failed-arm": "failed",
         "lost-arm": "no record",
         "broken-arm": "broken record",
@@ -247,7 +253,7 @@ def test_a_wrong_path_is_one_sentence_and_exit_code_2(
     assert main([str(path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.strip().splitlines()) == 1
-    assert ("depth-2x: running" if make == "unfinished" else "cifar10-2x") in captured.err
+    assert ("depth-2x: interrupted" if make == "unfinished" else "cifar10-2x") in captured.err
 
 
 def test_the_command_line_works_alone_without_torch_or_hydra(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_study_under_way_lists_what_is_missing(tmp_path: Path) -> None:
     folder = study(tmp_path / "s", search_records(hill())[:14])
     write_status(folder / "late", "running")
     text = shown(write_optimum(folder))
-    assert "Too few points/seeds" in text and "1 running (late)" in text
+    assert "Too few points/seeds" in text and "1 interrupted (late)" in text
     [found] = json.loads((folder / OPTIMUM_JSON).read_text())["searches"]
     assert found["surface"] is None and found["optimum"] is None
 
