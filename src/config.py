@@ -22,8 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.data.options import DataOptions
+from src.launch.hydra_launcher import literal
 from src.launch.options import LaunchOptions
 from src.networks.table import Network
+from src.record import write_atomically
 from src.scaling.currency import BudgetOptions
 from src.scaling.rules import Rule
 from src.tracking.options import TrackingOptions
@@ -77,7 +79,7 @@ def parse(config: DictConfig) -> Study:
             fix.
         omegaconf.errors.OmegaConfBaseException: the same, found by OmegaConf; `src.messages` turns it into a sentence.
     """
-    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])  # type: ignore[misc]
     if isinstance(OmegaConf.select(task, "budget"), int | float):  # budget: 2 in a file is short for its multiple
         task.budget = {"multiple": task.budget}
     _check_shape(Study, OmegaConf.to_container(task), "")
@@ -96,15 +98,25 @@ def _refuse_missing(keys: set[str]) -> None:
 
 
 def read(path: Path) -> Study:
-    """The study of an arm's `config.yaml`."""
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
+    """The study of an arm's `config.yaml`.
+
+    Raises:
+        ValueError, omegaconf.errors.OmegaConfBaseException: it is no such file, or `parse` refuses what it says.
+    """
+    remedy = "start the arm with python -m src.run, which writes it anew"
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # a damaged file can raise anything
+        reason = getattr(error, "strerror", None) or getattr(error, "problem", None) or str(error)
+        raise ValueError(f"{path} cannot be read ({reason.strip().splitlines()[0][:100]}); {remedy}") from error
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path} holds a list where keys and values belong; {remedy}")
     return parse(config)
 
 
 def write(study: Study, path: Path) -> None:
     """Write the resolved config of one arm."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_mapping(study))))
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(literal(to_mapping(study)))))
 
 
 def to_mapping(study: Study) -> dict[str, Any]:
@@ -122,6 +134,8 @@ def knows(key: str) -> bool:
             kind = typing.get_type_hints(kind).get(part)
         elif typing.get_origin(kind) is tuple and part.isdigit():
             kind = typing.get_args(kind)[0]
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
         else:
             return False
     return kind is not None
@@ -134,7 +148,7 @@ def identity(study: Study, facts: Any) -> str:
     mapping = to_mapping(study)
     for key in ("study", "outputs", "published", "dry_run", "tracking", "launcher", "cam_pictures"):
         del mapping[key]
-    for key in ("threads", "devices", "name"):
+    for key in ("threads", "devices", "memory_limit", "name"):
         del mapping["hardware"][key]
     data = mapping["data"]
     data["root"] = Path(data["root"]).name if data["root"] else None
@@ -170,7 +184,7 @@ def _mutable(frozen: type) -> Any:
 
 
 def _check_shape(kind: Any, value: Any, key: str) -> None:
-    """Refuse a value or a list where a block of keys belongs, and the reverse: OmegaConf would not say at which key.
+    """Refuse a value where a block or a list belongs, and the reverse: OmegaConf would not say where, or take it.
 
     Raises:
         ValueError: names key and value.
@@ -197,6 +211,11 @@ def _check_shape(kind: Any, value: Any, key: str) -> None:
                 except OmegaConfBaseException as error:
                     error.full_key = f"{place}.{error.full_key}"  # OmegaConf starts an entry's keys at the entry
                     raise
+    elif typing.get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{key}={value!r} should be a block such as {{name: value}}")
+    elif isinstance(value, list | dict):
+        raise ValueError(f"{key}={value!r} should be a single value; sweep over several with -m {key}=a,b")
 
 
 def _has_default(f: Any) -> bool:

@@ -33,14 +33,19 @@ from omegaconf.errors import (
     GrammarParseError,
     InterpolationKeyError,
     InterpolationResolutionError,
+    KeyValidationError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
 )
+from yaml.reader import ReaderError
 
 from src.choices import suggestion
 from src.config import knows
 from src.launch.hydra_launcher import SWEEP_GROUP
+
+# Hydra would make these folders and leave them empty: a study writes into outputs/study alone.
+_HYDRAS_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 
 
 class UserMistake(SystemExit):
@@ -56,14 +61,14 @@ class UserMistake(SystemExit):
 
 @contextlib.contextmanager
 def mistakes(conf: Path) -> Iterator[None]:
-    """Turn what a schema or OmegaConf raises about values into a `UserMistake`; put it around the parsing of a study.
+    """Turn what a schema, OmegaConf or the file system says of a user's values and files into a `UserMistake`.
 
     Raises:
-        UserMistake: for a ValueError or an OmegaConf error that a user can cause.
+        UserMistake: for a ValueError, an OSError, or an OmegaConf error that a user can cause.
     """
     try:
         yield
-    except (ValueError, OmegaConfBaseException) as error:
+    except (ValueError, OSError, OmegaConfBaseException) as error:
         text = sentence(error, conf)
         if text is None and isinstance(error, OmegaConfBaseException):
             raise
@@ -134,9 +139,17 @@ def sentence(error: BaseException, conf: Path) -> str | None:
         case yaml.MarkedYAMLError():
             mark = error.problem_mark
             place = f"{mark.name} line {mark.line + 1} column {mark.column + 1}" if mark else "a YAML file"
-            return _one_line(f"{place} is not valid YAML: {error.problem}")
-        case ValueError() | RuntimeError() | ImportError() | HydraException() if _raised_by_hydra(error):
-            return _one_line(str(error))
+            return _one_line(f"{place} is not valid YAML: {error.problem}, correct this line or the one above it")
+        case OSError() if error.filename is not None:
+            return _file_system(error)
+        case UnicodeDecodeError() | ReaderError() | RecursionError() | OSError() if damaged := _damaged(conf):
+            return damaged
+        case ValueError() if (found := re.match(r"invalid literal for int\(\).*'(.*)'", str(error))) and _raised_by(
+            error, "omegaconf."
+        ):
+            return f"{found[1]} is no place in a list, write its number from 0 or the whole list as KEY=[a,b]"
+        case ValueError() | RuntimeError() | ImportError() | HydraException() if _raised_by(error, "hydra."):
+            return _no_option(str(error)) or _one_line(str(error))
     return None
 
 
@@ -149,14 +162,63 @@ def _check_flags() -> None:
         found = re.match(r"unrecognized arguments: (\S+)", message)
         if found and not found[1].startswith("-"):
             raise UserMistake(f"{found[1]} stands apart, put flags such as -m before or after all key=value arguments")
-        raise UserMistake(_hint(_one_line(message), found[1], flags) if found else _one_line(message))
+        if found and knows(key := found[1].lstrip("-").partition("=")[0]):
+            raise UserMistake(f"{found[1]} is no flag, write {key}=VALUE without dashes")
+        raise UserMistake(_hint(_one_line(message), found[1], flags) if found else f"{_one_line(message)}, see --help")
 
     with mock.patch.object(parser, "error", fail):
-        parser.parse_args()
+        given = parser.parse_args()
+    if given.experimental_rerun:
+        raise UserMistake("--experimental-rerun is not kept, run the same command again: finished arms are skipped")
+    if given.package and not given.cfg:
+        raise UserMistake(f"--package {given.package} has no effect alone, add --cfg job or leave it out")
+    for override in given.overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if not key:
+            raise UserMistake(f"{override!r} has no key, write KEY=VALUE without spaces around the equals sign")
+        if key in _HYDRAS_FOLDERS:
+            raise UserMistake(f"{override} places nothing here, write outputs=FOLDER and study=NAME instead")
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"\s*\n\s*", " ", text.strip())
+    return re.sub(r"\s+", " ", text.strip())
+
+
+def _file_system(error: OSError) -> str:
+    """What the operating system refused, and what to do about it."""
+    match error:
+        case FileNotFoundError():
+            remedy = "give a path that exists"
+        case NotADirectoryError() | FileExistsError():
+            remedy = "move the file that stands where a folder belongs, or choose another place"
+        case IsADirectoryError():
+            remedy = "move the folder that stands where a file belongs, or choose another place"
+        case PermissionError():
+            remedy = "make it readable and writable, or choose another place"
+        case _:
+            remedy = "repair it or choose another place"
+    return _one_line(f"{os.fsdecode(error.filename)} cannot be used ({error.strerror}), {remedy}")
+
+
+def _yaml_files(conf: Path) -> list[Path]:
+    return sorted([*conf.rglob("*.yaml"), *(conf.parent / "sweeps").glob("*.yaml")])
+
+
+def _damaged(conf: Path) -> str | None:
+    """The first config file that is no text, or no block of keys: Hydra does not say which one it could not read."""
+    for path in _yaml_files(conf):
+        name = path.relative_to(conf.parent)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            return f"{name} is no UTF-8 text, save it as UTF-8 or restore it"
+        except (ReaderError, RecursionError):
+            return f"{name} holds what no YAML file can hold, restore it"
+        except (OSError, yaml.YAMLError):
+            continue
+        if not isinstance(content, dict | None):
+            return f"{name} holds {content!r}, write keys and values such as name: mine"
+    return None
 
 
 def _file(config: str, conf: Path) -> str:
@@ -165,8 +227,9 @@ def _file(config: str, conf: Path) -> str:
     return f"sweeps/{name}.yaml" if group == SWEEP_GROUP and name else f"{conf.name}/{config}.yaml"
 
 
-def _hint(problem: str, word: str, choices: Iterable[object]) -> str:
-    hint = suggestion(word, map(str, choices), least=0.5)
+def _hint(problem: str, word: str, choices: Iterable[object], otherwise: str = "") -> str:
+    """`problem` with the nearest choice; `otherwise` ends the sentence where there are many and none is near."""
+    hint = suggestion(word, {str(choice) for choice in choices} - {word}, least=0.5) or otherwise
     return f"{problem}, {hint}" if hint else problem
 
 
@@ -194,11 +257,12 @@ def _known_keys(conf: Path) -> set[str]:
 
 def _places(pattern: str, conf: Path) -> str:
     """Where a config file has a line that matches: " (conf/recipe/short.yaml line 3: epoch: 5)", or ""."""
-    for path in sorted([*conf.rglob("*.yaml"), *(conf.parent / "sweeps").glob("*.yaml")]):
+    for path in _yaml_files(conf):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 if re.search(pattern, line):
-                    return f" ({path.relative_to(conf.parent)} line {number}: {line.strip()})"
+                    written = re.sub(r"\s+#.*", "", line.strip())
+                    return f" ({path.relative_to(conf.parent)} line {number}: {written})"
     return ""
 
 
@@ -208,10 +272,26 @@ def _grammar(error: OverrideParseException) -> str:
         return f"{override} is no override, write {override}=VALUE"
     reason = _one_line(error.message.split("\nSee https://")[0])
     reason = re.sub(r"^Error parsing override '.*?' ", "", reason)
+    reason = re.sub(r" expecting .*", "", reason).replace("mismatched input '<EOF>'", "it ends too early")
+    reason = re.sub(r"LexerNoViableAltException: .*", "it holds a character that needs quotes", reason)
     return f"{override} cannot be read ({reason}), check its brackets, commas and quotes, and quote it for the shell"
 
 
+def _no_option(text: str) -> str | None:
+    """Hydra does not say which group was given a number or nothing in place of a name."""
+    found = re.match(r"Config group override must be a string or a list\. Got (\w+)", text)
+    for argument in sys.argv[1:] if found else ():
+        key, sign, value = argument.partition("=")
+        if sign and re.fullmatch(r"null|true|false|[-+.\d].*", value, re.IGNORECASE) and "." not in key:
+            return f"{argument} must be a string, the name of an option, see the options with --help"
+    return None
+
+
 def _missing_config(error: MissingConfigException, conf: Path) -> str:
+    if "'hydra/launcher/submitit_" in str(error):  # an optional plugin, which files in conf/hydra/launcher/ build upon
+        return "this hydra/launcher needs submitit, install it with: python -m pip install -e '.[slurm]'"
+    if found := re.match(r"In '(.*?)': Could not load '(.*?)'", str(error)):
+        return f"{_file(found[1], conf)} asks for {found[2]}, which is not there, take it out of the defaults list"
     if error.options is None or error.missing_cfg_file is None:
         return _one_line(str(error).split("\nConfig search path:")[0])
     group, _, name = error.missing_cfg_file.rpartition("/")
@@ -220,7 +300,11 @@ def _missing_config(error: MissingConfigException, conf: Path) -> str:
     parent = re.match(r"In '([^']*)'", str(error))
     place = f" in {_file(parent[1], conf)}" if parent and parent[1] not in ("config", "hydra/config") else ""
     plus = "+" if group == SWEEP_GROUP else ""
-    return _hint(f"{plus}{group}={name}{place} is unknown", name, error.options)
+    if "/" in name and parent and parent[1].startswith(f"{SWEEP_GROUP}/"):
+        other, _, option = name.partition("/")
+        return f"{_file(parent[1], conf)} chooses {other}: {option} anew, write `override /{other}: {option}`"
+    listing = f"choose one of {', '.join(error.options)}" if error.options else "there is none to choose"
+    return _hint(f"{plus}{group}={name}{place} is unknown", name, error.options, listing)
 
 
 def _composition(error: CompactHydraException, conf: Path) -> str:
@@ -230,11 +314,17 @@ def _composition(error: CompactHydraException, conf: Path) -> str:
     override = re.search(r"use \+(.*)", text)
     if found := re.match(r"Could not override '(.*)'\.\nTo append to your config", text):
         line = override[1] if override else found[1]
-        if knows(found[1]):
+        if knows(str(cause.full_key) if isinstance(cause, OmegaConfBaseException) else found[1]):
             return f"{line}: the chosen file leaves {found[1]} at its default, write +{line}"
         if isinstance(cause, ConfigAttributeError | ConfigKeyError | ConfigTypeError):
             return _unknown_key(f"{line}: ", cause, conf)
         return f"{line}: there is no key {found[1]}"
+    if found := re.match(r"In '(.*?)': Could not override '(.*)'\. No match in the defaults list", text):
+        return _hint(
+            f"{_file(found[1], conf)} overrides {found[2]}, and no such group is chosen", found[2], _groups(conf)
+        )
+    if found := re.match(r"Could not override '(.*)@(.*)'\.", text):
+        return f"{found[1]}@{found[2]}: every group has its one place here, write {found[1]}=NAME"
     if found := re.match(r"Could not override '(.*)'\. No match in the defaults list", text):
         line = override[1] if override else found[1]
         return f"{line}: nothing is chosen from {found[1]} yet, write +{line}"
@@ -247,19 +337,23 @@ def _composition(error: CompactHydraException, conf: Path) -> str:
         group = found[1] or found[2]
         return f"{group} is chosen twice, write {group}=NAME without a plus (or `override /{group}` in a defaults list)"
     if found := re.match(r"force-add of config groups is not supported: '\+\+(.*)'", text):
-        return f"++{found[1]} is no choice from a group, write {found[1]}"
+        group = found[1].partition("=")[0]
+        return f"++{found[1]} is no choice from a group, write {'+' if group == SWEEP_GROUP else ''}{found[1]}"
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
         key, _, values = found[1].partition("=")
         return f"{found[1]} names several values, add -m for one arm each (or write {key}=[{values}] for one list)"
     if found := re.match(r"You must specify '(.*?)'", text):
         options = [line.strip() for line in text.split("Available options:")[-1].splitlines() if line.strip()]
-        return _hint(f"{found[1]} must be chosen", "", options)
+        return _hint(f"{found[1]} must be chosen", "", options, f"choose one of {', '.join(options)}")
     if found := re.match(r"In '(.*?)': \w+ raised while composing config", text):
         if isinstance(cause, OmegaConfBaseException) and (told := _value(cause, conf)):
             return f"{_file(found[1], conf)}: {told}"
+        reason = _one_line(str(cause).split("\n")[0])
+        return f"{_file(found[1], conf)} does not fit the other files ({reason}), write blocks where they have blocks"
     if found := re.match(r"Error merging override (.*)", text):
         if isinstance(cause, OmegaConfBaseException) and (told := _value(cause, conf)):
             return told if str(cause.full_key) in told else f"{found[1]}: {told}"
+        return f"{found[1]} fits nothing there, see the keys and their values with --cfg job"
     if not text and isinstance(cause, OmegaConfBaseException) and (told := _value(cause, conf)):
         return told
     return _one_line(text) or _one_line(str(cause))
@@ -279,14 +373,13 @@ def _value(error: OmegaConfBaseException, conf: Path) -> str | None:
             place = _places(r"\$\{" + re.escape(target) + r"\}", conf) if target else ""
             at = f"{key}=" if key else ""
             problem = f"{at}${{{target}}} points to a key that does not exist{place}"
-            return _hint(problem, target, _known_keys(conf))
+            return _hint(problem, target, _known_keys(conf), "see all keys with --cfg job")
         case InterpolationResolutionError() | GrammarParseError():
-            return f"{key}: {message}" if key else message
+            return f"{key}: {_unresolved(message)}" if key else _unresolved(message)
+        case KeyValidationError():
+            return "a config file has a key without a name, write one in front of the colon"
         case ValidationError():
-            expected = re.sub(r"^Value '.*' of type '.*' could not be converted to ", "it should be of type ", message)
-            expected = re.sub(r"^Incompatible value 'None' for field of type", "it should be of type", expected)
-            value = "null" if error.value is None else error.value
-            return f"{key}={value} does not fit, {expected}" if key else message
+            return f"{key}={_shown(error.value)} does not fit, {_wanted(message)}" if key else message
         case ConfigKeyError() if " not in '" in message:
             # The schema has no such key. A look-up of our own that fails says "is not in struct" and is a bug.
             leaf = re.escape(key.rpartition(".")[2])
@@ -301,12 +394,53 @@ def _unknown_key(prefix: str, error: OmegaConfBaseException, conf: Path, place: 
     node: Any = error.parent_node
     choices = {str(name) for name in node} - {"hydra"} if isinstance(node, DictConfig) and node else set()
     choices |= set() if parent else set(_groups(conf))
-    return _hint(f"{prefix}there is no key {leaf}{f' in {parent}' if parent else ''}{place}", leaf, choices)
+    problem = f"{prefix}there is no key {leaf}{f' in {parent}' if parent else ''}{place}"
+    return _hint(problem, leaf, choices, "see all keys with --cfg job")
 
 
-def _raised_by_hydra(error: BaseException) -> bool:
-    """Whether Hydra's own code raised it: then it is about what the user asked Hydra for."""
+def _unresolved(message: str) -> str:
+    """Why a ${...} has no value."""
+    if found := re.search(r"Environment variable '(.*?)' not found", message):
+        return (
+            f"the environment has no variable {found[1]}, set it or write ${{oc.env:{found[1]},VALUE}} with a default"
+        )
+    if "Recursive interpolation" in message:
+        return "the value points back to itself, write the value itself"
+    if found := re.search(r"Unsupported interpolation type (\S+)", message):
+        return f"${{{found[1]}:...}} is unknown, choose one of oc.env, oc.select, now, hydra"
+    return f"{message}, correct what stands between ${{ and }}"
+
+
+_KINDS = {  # how OmegaConf calls a type, and what a user should write
+    "integer|int": "a whole number such as 3",
+    "float": "a number such as 0.5",
+    "bool|boolean": "true or false",
+    "string|str": "text",
+    "listconfig|list": "a list such as [a,b]",
+    "dict|dictconfig": "a block such as {a: 1}",
+}
+
+
+def _wanted(message: str) -> str:
+    """What a value should be, in place of OmegaConf's words for it."""
+    found = re.search(
+        r"(?:converted to|for field of type|is not a subclass of|' to|is not a(?: valid)?) '?(\w+)", message
+    )
+    for names, words in _KINDS.items() if found else ():
+        if found and re.fullmatch(names, found[1], re.IGNORECASE):
+            return f"write {words}"
+    return "give it a value" if "is not Optional" in message else message
+
+
+def _shown(value: object) -> str:
+    """A value as a user would have written it."""
+    shown = {"None": "null", "True": "true", "False": "false", "": "''"}.get(str(value), _one_line(str(value)))
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def _raised_by(error: BaseException, package: str) -> bool:
+    """Whether that package's own code raised it: then it is about what the user asked it for."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hydra.")
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(package)

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from src.report.optimum import check_name, choose, next_command, render, write_optimum, write_rule
 from src.report.write import make_console
@@ -34,9 +35,16 @@ Works while the sweep is still running. How to read the answer: docs/coefficient
 Exit code: 0, or 2 for a mistake told in one sentence."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see --help")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m src.optimum",
         description="Find the best way to divide a budget among depth, width and resolution.",
         epilog=HELP,
@@ -48,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--budget", type=float, metavar="B", help="the budget that --write takes, if PATH holds several"
     )
     parser.add_argument("--force", action="store_true", help="--write also where no optimum can be named; labelled so")
-    given = parser.parse_args(arguments)
     try:
+        given = parser.parse_args(arguments)
         if given.write is None and (given.force or given.budget is not None):
             raise ValueError("--force and --budget say what to write; give the rule's name too, as in --write mine")
         rule = None if given.write is None else check_name(given.write, RULES)
@@ -62,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"Wrote {rule}; test it with seeds that had no part in it:", soft_wrap=True, highlight=False)
             console.print(f"  {next_command(given.write, found)}", soft_wrap=True, highlight=False)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 

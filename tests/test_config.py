@@ -273,7 +273,7 @@ def test_values_may_point_to_others(task: DictConfig) -> None:
         ("seed", 2**31, r"seed=2147483648 must lie in"),
         ("cam_pictures", -1, r"cam_pictures=-1 must not be negative"),
         ("recipe__warmup", 0.2, r"recipe\.warmup=0\.2 must lie in \[0, 0\.1\]"),
-        ("hardware__devices", 2, r"hardware\.devices=2"),
+        ("hardware__devices", 0, r"hardware\.devices=0"),
         ("launcher__jobs", 0, r"launcher\.jobs=0"),
         ("tracking__mode", "offlin", r"tracking\.mode='offlin'.*mean offline"),
         ("data__clutter__train", 0, r"data\.clutter\.train=0"),

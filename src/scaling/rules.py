@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Optional
 
 from src.choices import check_choice
+from src.networks.table import LARGEST_SIDE
 
 AXES = ("depth", "width", "resolution")
+LARGEST_COEFFICIENT = 1000.0  # of one axis; B7 is 3.1 times as deep as B0
 REPEATS_ROUNDING = ("up", "nearest")
 
 
@@ -132,15 +134,18 @@ class Rule:
     def _check_coefficients(self) -> None:
         for axis in AXES:
             value = getattr(self, axis)
-            if not (math.isfinite(value) and value > 0.0):
-                raise ValueError(f"scaling.{axis}={value:g} must be a positive multiple of the base, such as 2")
+            if not 0.0 < value <= LARGEST_COEFFICIENT:
+                raise ValueError(
+                    f"scaling.{axis}={value:g} must be a multiple of the base, above 0 and at most"
+                    f" {LARGEST_COEFFICIENT}, such as 2"
+                )
         if self.pixels is not None and self.resolution != 1.0:
             raise ValueError(
                 f"scaling.resolution={self.resolution:g} and scaling.pixels={self.pixels} both set the input side;"
                 " keep one"
             )
-        if self.pixels is not None and self.pixels < 1:
-            raise ValueError(f"scaling.pixels={self.pixels} must be at least 1")
+        if self.pixels is not None and not 1 <= self.pixels <= LARGEST_SIDE:
+            raise ValueError(f"scaling.pixels={self.pixels} must lie in 1 to {LARGEST_SIDE}")
 
 
 DEPTH_ONLY = Rule("depth", (1.0, 0.0, 0.0))
