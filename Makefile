@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep axes test test-slow bench lint clean
+.PHONY: help sweep axes test test-slow test-slurm bench lint clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,10 +17,17 @@ axes: $(INSTALLED)  ## all five arms, three seeds: the side-by-side comparison (
 
 test: $(INSTALLED)  ## ruff, the type checker and the default tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
 
 test-slow: $(INSTALLED)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest
+
+test-slurm: $(INSTALLED)  ## a real SLURM on this machine (Debian, as root): started on loopback, tested, taken down
+	command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null || { \
+	  apt-get update -q && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends slurmctld slurmd slurm-client munge; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,slurm]'
+	$(BIN)/python tests/slurm/cluster.py run $(BIN)/python -m pytest -m slurm tests/slurm
 
 bench: $(INSTALLED)  ## time counting and solving beside other tools (2 to 5 minutes); writes benchmarks/results
 	$(BIN)/python benchmarks/counting.py

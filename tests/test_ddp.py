@@ -34,16 +34,15 @@ def train(folder: Path, devices: int, parts: int, fault: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def frozen(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, Any]]:
-    """Layouts (devices, parts) of the same run, in which batch norm takes nothing from the batch."""
-    layouts = ((1, 1), (2, 1), (2, 2))
-    return {layout: train(tmp_path_factory.mktemp("run"), *layout, "frozen") for layout in layouts}
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run in which batch norm takes nothing from the batch."""
+    return train(tmp_path_factory.mktemp("run"), 1, 1, "frozen")
 
 
-@pytest.mark.parametrize("layout", [(2, 1), (2, 2)])
-def test_two_devices_train_what_one_trains(frozen: dict[tuple[int, int], Any], layout: tuple[int, int]) -> None:
+@pytest.mark.parametrize("layout", [(2, 1), pytest.param((2, 2), marks=pytest.mark.slow)])
+def test_two_devices_train_what_one_trains(one_device: dict[str, Any], layout: tuple[int, int], tmp_path: Path) -> None:
     """Nine pictures a step, in parts of 5 and 4 or of 3, 2, 2 and 2: the same steps, pictures, rates and gradients."""
-    one, two = frozen[1, 1], frozen[layout]
+    one, two = one_device, train(tmp_path, *layout, "frozen")
     np.testing.assert_allclose(two["weights"], one["weights"], rtol=2e-3, atol=2e-5)
     assert max(two["seen"]) == max(one["seen"]) == 10 and two["weights"] != one["weights"]
     for mine, other in zip(two["rows"], one["rows"], strict=True):
@@ -52,7 +51,8 @@ def test_two_devices_train_what_one_trains(frozen: dict[tuple[int, int], Any], l
             assert mine[name] == pytest.approx(other[name], rel=1e-4)
 
 
-def test_batch_norm_sees_the_pictures_of_one_device(tmp_path: Path, frozen: dict[tuple[int, int], Any]) -> None:
+@pytest.mark.slow
+def test_batch_norm_sees_the_pictures_of_one_device(tmp_path: Path) -> None:
     """Stated and measured: with statistics of 4 or 5 pictures instead of 9 the loss moves by some percent."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
@@ -61,7 +61,9 @@ def test_batch_norm_sees_the_pictures_of_one_device(tmp_path: Path, frozen: dict
     assert 1e-6 < apart < 0.15
 
 
-@pytest.mark.parametrize("fault", ["rank0-before", "rank1-before", "rank0-inside", "rank1-inside"])
+@pytest.mark.parametrize(
+    "fault", ["rank0-before", "rank1-before", "rank0-inside", pytest.param("rank1-inside", marks=pytest.mark.slow)]
+)
 def test_a_rank_that_fails_takes_the_others_along(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "LEFTOVER_SECONDS", 1.0)
     began = time.monotonic()

@@ -210,6 +210,7 @@ HYDRA = {"hydra", "omegaconf"}
         (("-c", "import src.record"), {"src.record"}, HEAVY | HYDRA | {"numpy"}),
         (("-c", "import src.verdict.judge"), {"numpy"}, TORCH | HYDRA | {"wandb"}),
         (("-c", "import src.report.write"), {"matplotlib"}, TORCH | HYDRA | {"wandb"}),
+        (("-c", "import src.training.plan"), {"src.training.layout"}, HEAVY | HYDRA),
         (("-c", "import src.launch.processes"), {"src.launch.options"}, HEAVY | {"src.networks", "src.verdict"}),
         (("-c", "import src.tracking.options"), {"src.tracking"}, HEAVY),
         (("-c", "import src.data.sources"), {"src.data.clutter"}, TORCH | HYDRA | {"wandb"}),

@@ -433,7 +433,7 @@ def test_run_that_goes_on_offline_is_told_whole(tmp_path: Path, server: FakeServ
     assert_complete(server.run, [*range(10), *range(6, 15)])
 
 
-@pytest.mark.parametrize("refusal", [(401, ""), (403, "file_stream")])
+@pytest.mark.parametrize("refusal", [(401, ""), pytest.param((403, "file_stream"), marks=pytest.mark.slow)])
 def test_interrupted_online_run_goes_on_offline_without_server(
     refusal: tuple[int, str], tmp_path: Path, server: FakeServer
 ) -> None:
@@ -453,7 +453,9 @@ def test_interrupted_online_run_goes_on_offline_without_server(
     assert server.run.exit_code == 0
 
 
-@pytest.mark.parametrize("trouble", ["dead", "refused", "forbidden", "failing", "slow"])
+@pytest.mark.parametrize(
+    "trouble", ["dead", "refused", "forbidden", pytest.param("failing", marks=pytest.mark.slow), "slow"]
+)
 def test_trouble_at_the_start_makes_the_run_offline_soon(
     trouble: str, tmp_path: Path, server: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -478,7 +480,7 @@ def test_trouble_at_the_start_makes_the_run_offline_soon(
         server.open()
 
 
-@pytest.mark.parametrize("trouble", ["down", "failing"])
+@pytest.mark.parametrize("trouble", ["down", pytest.param("failing", marks=pytest.mark.slow)])
 def test_server_that_comes_back_gets_every_row_once(trouble: str, tmp_path: Path, server: FakeServer) -> None:
     with track(tmp_path, options=TrackingOptions()) as tracker:
         log(tracker, range(10))
@@ -496,7 +498,7 @@ def test_server_that_comes_back_gets_every_row_once(trouble: str, tmp_path: Path
     assert server.run.exit_code == 0
 
 
-@pytest.mark.parametrize("trouble", ["dead", "refused", "picture"])
+@pytest.mark.parametrize("trouble", ["dead", "refused", pytest.param("picture", marks=pytest.mark.slow)])
 def test_what_the_server_did_not_take_is_kept_and_told(
     trouble: str, tmp_path: Path, server: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
