@@ -51,6 +51,12 @@ class WholeFiles(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, final)
+        except (OSError, RuntimeError) as error:
+            # torch's writer covers up what the system said, such as a full disk, by a sentence about positions.
+            said = error if isinstance(error, OSError) else error.__context__
+            if isinstance(said, OSError):
+                raise OSError(said.errno, said.strerror, str(final)) from error
+            raise
         finally:
             part.unlink(missing_ok=True)
 
