@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     # Lightning 2.6 turns SIGTERM into exit code 0 at a batch boundary; an arm that was ended must not look finished.
     stop = StopRequest()
-    for ending in (signal.SIGINT, *slurm.WARNINGS):
+    for ending in (signal.SIGHUP, signal.SIGINT, *slurm.WARNINGS):
         signal.signal(ending, stop.receive)
     if "OMP_NUM_THREADS" in os.environ:  # a forked arm has inherited the threads of its sweep
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -30,7 +30,7 @@ from src.launch.processes import ArmJob, exit_code, run_jobs
 from src.launch.progress import make_display
 from src.launch.slots import slot_environments
 from src.messages import mistakes
-from src.record import CURRENCY_LABELS, METRICS
+from src.record import CURRENCY_LABELS, METRICS, RECORD_FILE, RunRecord
 from src.report.write import make_console, print_whole, render, write_report
 from src.scaling.currency import ACTIVATIONS, MACS, PARAMS, Currency, Measured
 from src.scaling.latency import LatencyCache, LatencyPrice
@@ -232,11 +232,26 @@ def run_all(configs: list[DictConfig]) -> list[int]:
     if dry_run:
         console.print("dry_run=true: nothing was trained")
         return [0] * len(configs)
+    for line in _made_by_other_code(arms):
+        console.print(f"note: {line}", highlight=False, markup=False)
     with mistakes(CONF), make_display(launcher.progress, launcher.jobs) as display:
         outcomes = run_jobs(jobs, launcher, devices=devices, on_update=display.update)
     for folder in dict.fromkeys(arm.study.folder for arm in arms):
         _compare(folder)
     return [exit_code(outcomes)] * len(configs)
+
+
+def _made_by_other_code(arms: Sequence[Arm]) -> list[str]:
+    """What must be said before arms are added to a study whose finished ones another revision has trained."""
+    records = [RunRecord.read(arm.folder / RECORD_FILE) for arm in arms if is_finished(arm.folder)]
+    others = sorted({record.code_revision for record in records} - {code_revision()})
+    if not others:
+        return []
+    count = sum(record.code_revision in others for record in records)
+    return [
+        f"{count} finished arm(s) were trained by code {', '.join(others)}, this is {code_revision()}: they are kept,"
+        " and the report says that arms differ in their code; launcher.rerun=true trains them again"
+    ]
 
 
 def preflight(configs: list[DictConfig]) -> list[int]:
@@ -354,7 +369,8 @@ def _job(arm: Arm, where: slurm.Place) -> ArmJob:
         config.write(arm.study, arm.folder / CONFIG_FILE)
 
     command = (sys.executable, "-m", "src.arm", str(arm.folder.resolve()))
-    surroundings = {"PYTHONPATH": str(ROOT), **where.environment()}
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    surroundings = {"PYTHONPATH": paths, **where.environment()}
     return ArmJob(arm.name, arm.folder, command, surroundings, prepare)
 
 

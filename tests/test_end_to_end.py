@@ -4,8 +4,10 @@ wrong."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +118,18 @@ def test_the_same_command_again_skips_what_is_finished(
     assert done.returncode == 0, done.stderr
     assert before == {path: path.read_bytes() for path in study.glob("*/record.json")}
     assert done.stderr.count("skipped") >= 5
+
+
+def test_arms_of_other_code_are_named_before_and_in_the_comparison(
+    smoke: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    shutil.copytree(smoke[0], tmp_path / "smoke")
+    path = next((tmp_path / "smoke").glob("width-*/record.json"))
+    record = RunRecord.read(path)
+    dataclasses.replace(record, code_revision="0123456789ab").write(path.parent)
+    done = run("-m", "+sweep=smoke", outputs=tmp_path)
+    assert done.returncode == 0 and "1 finished arm(s) were trained by code 0123456789ab" in done.stderr, done.stderr
+    assert "code_revision differs between arms" in (tmp_path / "smoke" / "summary.md").read_text()
 
 
 def test_report_alone_rebuilds_the_comparison(smoke: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

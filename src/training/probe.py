@@ -105,7 +105,7 @@ def plan_memory(
         hopeful = first_fit(batch, devices, limit.bytes, predicted)
         # Where even the bare prediction calls for recomputation, the plain way need not be measured.
         for recompute in (False, True) if hopeful is not None and not hopeful.recompute else (True,):
-            found = measure(_sized(replace(probe, recompute=recompute), predicted, batch // devices))
+            found = _measure_smaller(_sized(replace(probe, recompute=recompute), predicted, batch // devices))
             if found is not None:
                 # All that autograd keeps is known; a measurement can only add to it.
                 kept = (recomputed.peak if recompute else cost.saved) * terms.bytes_per_saved_element
@@ -142,6 +142,12 @@ def _sized(probe: Probe, predicted: Need, pictures: int) -> Probe:
     if predicted.bytes(2 * few, probe.recompute) > probe.limit:
         few = 1
     return replace(probe, few=few, many=2 * few)
+
+
+def _measure_smaller(probe: Probe) -> Measured | None:
+    """`measure`, and once more with one and two pictures where the probe itself runs out of memory."""
+    found = measure(probe)
+    return measure(replace(probe, few=1, many=2)) if found is None and probe.few > 1 else found
 
 
 def measure(probe: Probe) -> Measured | None:
