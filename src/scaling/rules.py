@@ -136,8 +136,8 @@ class Rule:
             value = getattr(self, axis)
             if not 0.0 < value <= LARGEST_COEFFICIENT:
                 raise ValueError(
-                    f"scaling.{axis}={value:g} must be a multiple of the base, above 0 and at most"
-                    f" {LARGEST_COEFFICIENT}, such as 2"
+                    f"scaling.{axis}={value:g} must be a positive multiple of the base, at most"
+                    f" {LARGEST_COEFFICIENT:g}, such as 2"
                 )
         if self.pixels is not None and self.resolution != 1.0:
             raise ValueError(

@@ -195,7 +195,7 @@ def test_a_coefficient_that_is_no_positive_number_is_refused(axis: str, value: f
 def test_other_coefficients_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match=r"scaling\.resolution=2 and scaling\.pixels=64 both set the input side"):
         Rule(resolution=2.0, pixels=64)
-    with pytest.raises(ValueError, match=r"scaling\.pixels=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"scaling\.pixels=0 must lie in 1 to 8192"):
         Rule(pixels=0)
     with pytest.raises(ValueError, match=r"scaling\.repeats_rounding='down'"):
         Rule(depth=2.0, repeats_rounding="down")
