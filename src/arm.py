@@ -43,10 +43,11 @@ from src.launch.processes import GRACE_SECONDS
 from src.launch.progress import ProgressFile
 from src.messages import UserMistake, mistakes
 from src.networks.build import build
+from src.planning import Arm, plan
 from src.record import RunRecord
 from src.scaling import audit
 from src.scaling.rules import Factors
-from src.study import CONF, Arm, code_revision, machine, plan
+from src.study import CONF, code_revision, machine
 from src.tracking.wandb_run import Tracker, tracked_run
 from src.training.checkpoints import StopRequest, resumable
 from src.training.fit import Fit, Split, curve_summary, evaluate, fit, save_predictions

@@ -25,9 +25,9 @@ from src import config
 from src.command import start
 from src.config import Study
 from src.explain import main
+from src.planning import solve_arm
 from src.scaling.explain import to_mapping
 from src.scaling.rules import Rule
-from src.study import solve_arm
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

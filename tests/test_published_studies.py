@@ -32,8 +32,8 @@ from src.command import SHORTHAND
 from src.explain import show_side_by_side
 from src.launch.hydra_launcher import expand_jobs
 from src.networks.table import Network
+from src.planning import Arm
 from src.scaling.solve import ScaledNetwork, spread
-from src.study import Arm
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = runpy.run_path(str(ROOT / "tests" / "networks" / "golden.py"))

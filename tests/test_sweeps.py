@@ -18,8 +18,8 @@ from src.command import SHORTHAND
 from src.config import Study, identity, parse
 from src.data.sources import facts
 from src.launch.hydra_launcher import expand_jobs, register
+from src.planning import budget_groups, plan_all
 from src.scaling.solve import spread
-from src.study import budget_groups, plan_all
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = sorted((ROOT / "sweeps").glob("*.yaml"))

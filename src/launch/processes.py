@@ -12,16 +12,13 @@ import os
 import re
 import signal
 import subprocess
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, Protocol
+from typing import Any
 
 from src.arm_folder import (
     AGAIN_FILE,
@@ -43,7 +40,14 @@ from src.arm_folder import (
     record_problem,
     write_status,
 )
-from src.launch import slurm
+from src.launch.children import (
+    TICK_SECONDS,
+    Process,
+    describe_exit,
+    end_groups,
+    ended_from_outside,
+    recorded_signals,
+)
 from src.launch.forked import ForkedProcess
 from src.launch.lifeline import VARIABLE
 from src.launch.options import LaunchOptions
@@ -55,14 +59,11 @@ RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "RANK",
 
 GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL: time for one more step and a checkpoint
 LEFTOVER_SECONDS = 5.0  # the same for what an arm has left behind
-_KILL_SECONDS = 2.0  # from SIGKILL until the system has really ended a process
-_TICK_SECONDS = 0.05
 _UPDATE_SECONDS = 0.5
 _LOCK_SECONDS = 1.0  # between two looks at an arm that another sweep trains
 _TAIL_LINES = 15
 _TAIL_BYTES = 16384
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, *slurm.WARNINGS)  # no fault of the arm's own
 
 log = logging.getLogger(__name__)
 
@@ -125,37 +126,9 @@ class SweepInterrupted(SystemExit):
         self.outcomes = outcomes
 
 
-class Process(Protocol):
-    """What the launcher needs of a child, and `subprocess.Popen` has."""
-
-    pid: int
-    returncode: Any
-
-    def poll(self) -> int | None: ...
-
-    def wait(self) -> int: ...
-
-
 def exit_code(outcomes: Sequence[ArmOutcome]) -> int:
     """Exit code of a sweep: 0 if every arm is finished or was skipped as finished, else 1."""
     return 0 if all(outcome.state in DONE for outcome in outcomes) else 1
-
-
-def describe_exit(returncode: int) -> str:
-    """A return code of `subprocess` in words."""
-    if returncode >= 0:
-        return f"exit code {returncode}"
-    try:
-        name = f"{signal.Signals(-returncode).name}, {signal.strsignal(-returncode)}"
-    except ValueError:
-        name = f"signal {-returncode}"
-    hint = "; often the system ran out of memory" if -returncode == signal.SIGKILL else ""
-    return f"killed ({name}{hint})"
-
-
-def ended_from_outside(returncode: int) -> bool:
-    """Whether a process was asked or forced to end, as its return code tells: it may go on when it is started again."""
-    return -returncode in _FROM_OUTSIDE or returncode - 128 in _FROM_OUTSIDE
 
 
 def console_tail(folder: Path) -> tuple[str, ...]:
@@ -246,7 +219,7 @@ class _Arm:
     def end(self, impatient: Callable[[], bool], grace: float) -> None:
         """End what is left of the arm's processes."""
         assert self.process is not None
-        _end_groups([self.process], impatient, grace)
+        end_groups([self.process], impatient, grace)
         self.ended = time.monotonic()
 
     def start(self, slot: int, environment: dict[str, str], options: LaunchOptions) -> None:
@@ -356,7 +329,7 @@ class _Sweep:
                 if not before:
                     arm.write_status()
                 queue.append(arm)
-        with _recorded_signals(self.signals):
+        with recorded_signals(self.signals):
             try:
                 self._loop(queue)
             finally:
@@ -391,7 +364,7 @@ class _Sweep:
                 shown = time.monotonic()
             if not queue and not self._running():
                 return
-            time.sleep(_TICK_SECONDS)
+            time.sleep(TICK_SECONDS)
 
     def _fill_slots(self, queue: deque[_Arm]) -> None:
         """Start the first arms of the queue that nobody else trains, as many as there are free slots."""
@@ -437,7 +410,7 @@ class _Sweep:
         # One more Ctrl-C, and nobody waits any longer. A scheduler repeats its SIGTERM and means nothing by it.
         asked = self.signals.count(signal.SIGINT)
         processes = [arm.process for arm in running if arm.process]
-        _end_groups(processes, lambda: self.signals.count(signal.SIGINT) > asked, GRACE_SECONDS)
+        end_groups(processes, lambda: self.signals.count(signal.SIGINT) > asked, GRACE_SECONDS)
         for arm in running:
             arm.ended = time.monotonic()
             arm.settle(INTERRUPTED, f"the sweep was stopped by {name}")
@@ -455,56 +428,3 @@ def _environment(job: ArmJob, slot: Mapping[str, str]) -> dict[str, str]:
     # Unbuffered, so that the end of the log of a killed arm shows what it did last.
     own = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", VARIABLE: "1"}
     return {**inherited, **own, **slot, **job.environment}
-
-
-def _end_groups(processes: Sequence[Process], impatient: Callable[[], bool], grace: float) -> None:
-    """End the process groups that these processes lead: SIGTERM, a grace, SIGKILL; waits for the processes themselves.
-
-    Also for processes that have exited: their DataLoader workers or ranks may live on.
-    """
-    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
-        groups = [process for process in processes if _signal_group(process, number)]
-        deadline = time.monotonic() + patience
-        while groups and time.monotonic() < deadline and not (number == signal.SIGTERM and impatient()):
-            time.sleep(_TICK_SECONDS)
-            for process in groups:
-                process.poll()  # reaped, or a dead leader would look like a living group
-            groups = [process for process in groups if _signal_group(process, 0)]
-        if not groups:
-            break
-    for process in processes:
-        process.wait()
-        lifeline: IO[bytes] | None = getattr(process, "stdin", None)
-        if lifeline is not None:
-            lifeline.close()
-
-
-def _signal_group(process: Process, number: int) -> bool:
-    """Send a signal to the group a process leads; False if the group is empty."""
-    try:
-        os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-@contextmanager
-def _recorded_signals(received: list[int]) -> Iterator[None]:
-    """Write down SIGINT, SIGTERM and SIGHUP instead of dying of them: the loop ends at a place of its choice."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread only
-        return
-
-    def record(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-
-    caught = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    # A signal that is ignored already (nohup) stays ignored.
-    before = {number: signal.getsignal(number) for number in caught if signal.getsignal(number) is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, record)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

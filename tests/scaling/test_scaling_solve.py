@@ -90,7 +90,7 @@ def test_all_arms_that_shrink_cost_the_same(setting: Setting) -> None:
 
 
 def test_two_arms_within_the_tolerance_are_within_the_allowed_spread() -> None:
-    from src.study import LARGEST_SPREAD
+    from src.planning import LARGEST_SPREAD
 
     assert (1 + TOLERANCE) / (1 - TOLERANCE) - 1 <= LARGEST_SPREAD == 0.01
 
