@@ -356,6 +356,7 @@ def test_a_mistake_prints_no_json(arguments: list[str]) -> None:
     assert printed.code == 2 and printed.out == "" and printed.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_mistake_as_a_user_sees_it() -> None:
     printed = in_its_own_process("scaling=compund", "--json")
     assert printed.code == 2 and printed.out == ""

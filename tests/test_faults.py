@@ -220,6 +220,7 @@ def test_when_everything_is_killed_at_once_the_lock_tells_the_truth(undisturbed:
     assert records(study)[1] == records(undisturbed)[1]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_takes_along_an_arm_that_is_still_importing(undisturbed: Path, tmp_path: Path) -> None:
     """With an interpreter of its own, as arms have by default."""
     study = tmp_path / "study"

@@ -364,6 +364,7 @@ def preflight(name: str, *more: str, home: Path | None = None) -> subprocess.Com
     )
 
 
+@pytest.mark.slow
 def test_the_real_command_in_a_real_process(tmp_path: Path) -> None:
     done = preflight("table3_mobilenet_v1_stated", "seed=0", f"outputs={tmp_path / 'outputs'}", home=tmp_path)
     assert done.returncode == 0, done.stderr

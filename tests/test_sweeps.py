@@ -76,7 +76,11 @@ def test_axes_holds_all_five_arms_with_three_seeds() -> None:
     assert found == set(itertools.product(["base", "depth", "width", "resolution", "compound"], [0, 1, 2]))
 
 
-@pytest.mark.parametrize("path", WANDB, ids=lambda path: path.stem)
+LONG = ("coefficient_search",)  # 33 arms to solve
+TWINS = [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG), id=path.stem) for path in WANDB]
+
+
+@pytest.mark.parametrize("path", TWINS)
 def test_a_wandb_sweep_trains_the_arms_of_its_twin(path: Path) -> None:
     sweep = yaml.safe_load(path.read_text())
     module, *fixed = [part for part in sweep["command"] if not part.startswith(("${", "-"))]

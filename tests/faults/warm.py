@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -66,6 +66,7 @@ def start(
     faults: Sequence[Fault] = (),
     clock: tuple[str, str] | None = None,
     as_user: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> Sweep:
     """Start `python -m src.run -m ARGUMENTS` in a session of its own.
 
@@ -74,20 +75,27 @@ def start(
         faults: planted in its arms, which must be forks.
         clock: two files, which move the clocks of the sweep and of its arms, see `move_clock`.
         as_user: obey file permissions, also where the tests are run by root.
+        environment: laid over that of the tests.
     """
-    process = _FORKS.Process(target=_run, args=(tuple(arguments), str(log), tuple(faults), clock, as_user))
+    settings = (tuple(arguments), str(log), tuple(faults), clock, as_user, dict(environment or {}))
+    process = _FORKS.Process(target=_run, args=settings)
     process.start()
     return Sweep(process, log)
 
 
 def _run(
-    arguments: Sequence[str], log: str, faults: Sequence[Fault], clock: tuple[str, str] | None, as_user: bool
+    arguments: Sequence[str],
+    log: str,
+    faults: Sequence[Fault],
+    clock: tuple[str, str] | None,
+    as_user: bool,
+    environment: Mapping[str, str],
 ) -> None:
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for place in (1, 2):
         os.dup2(output, place)
-    os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000", **environment}
     if as_user:
         give_up_root()
     if clock:
