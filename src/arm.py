@@ -39,7 +39,7 @@ from src.cam.maps import class_maps
 from src.cam.panel import CamFile, strips, write_panel
 from src.data.module import ImageDataModule
 from src.launch import lifeline, slurm
-from src.launch.processes import GRACE_SECONDS
+from src.launch.processes import GRACE_SECONDS, LEFTOVER_SECONDS
 from src.launch.progress import ProgressFile
 from src.messages import UserMistake, mistakes
 from src.networks.build import build
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(ending, stop.receive)
     if "OMP_NUM_THREADS" in os.environ:  # a forked arm has inherited the threads of its sweep
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    lifeline.watch(lambda: _sweep_is_gone(folder), GRACE_SECONDS)
+    lifeline.watch(lambda: _sweep_is_gone(folder), GRACE_SECONDS, LEFTOVER_SECONDS)
     number = int(read_json(folder / STATUS_FILE).get("attempt", 1))
     attempt = Attempt(number, datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter(), code_revision())
     try:

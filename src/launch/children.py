@@ -46,26 +46,42 @@ def ended_from_outside(returncode: int) -> bool:
     return -returncode in _FROM_OUTSIDE or returncode - 128 in _FROM_OUTSIDE
 
 
-def end_groups(processes: Sequence[Process], impatient: Callable[[], bool], grace: float) -> None:
-    """End the process groups that these processes lead: SIGTERM, a grace, SIGKILL; waits for the processes themselves.
+def end_groups(processes: Sequence[Process], impatient: Callable[[], bool], grace: float, leftover: float) -> None:
+    """End these processes and the groups they lead, and wait for the processes themselves.
 
-    Also for processes that have exited: their DataLoader workers or ranks may live on.
+    A process is asked alone first, since it still needs what it has started: W&B's service, to send the last rows. Then
+    the rest of its group is asked, which may live on though the process has exited: workers, ranks. Then it is killed.
+
+    Args:
+        impatient: whether to kill now.
+        grace: seconds that the processes have after SIGTERM. leftover: the same for the rest of their groups.
     """
-    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
+    for process in processes:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGTERM)
+    _wait(lambda: all(process.poll() is not None for process in processes), grace, impatient)
+    for number, patience in ((signal.SIGTERM, leftover), (signal.SIGKILL, _KILL_SECONDS)):
         groups = [process for process in processes if _signal_group(process, number)]
-        deadline = time.monotonic() + patience
-        while groups and time.monotonic() < deadline and not (number == signal.SIGTERM and impatient()):
-            time.sleep(TICK_SECONDS)
+
+        def empty(groups: list[Process] = groups) -> bool:
             for process in groups:
                 process.poll()  # reaped, or a dead leader would look like a living group
-            groups = [process for process in groups if _signal_group(process, 0)]
-        if not groups:
+            return not any(_signal_group(process, 0) for process in groups)
+
+        _wait(empty, patience, impatient if number == signal.SIGTERM else lambda: False)
+        if empty():
             break
     for process in processes:
         process.wait()
         lifeline: IO[bytes] | None = getattr(process, "stdin", None)
         if lifeline is not None:
             lifeline.close()
+
+
+def _wait(done: Callable[[], bool], seconds: float, impatient: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline and not impatient():
+        time.sleep(TICK_SECONDS)
 
 
 def _signal_group(process: Process, number: int) -> bool:

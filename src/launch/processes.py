@@ -58,7 +58,7 @@ from src.record import RECORD_FILE
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
 GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL: time for one more step and a checkpoint
-LEFTOVER_SECONDS = 5.0  # the same for what an arm has left behind
+LEFTOVER_SECONDS = 5.0  # the same for what it has started and left behind
 _UPDATE_SECONDS = 0.5
 _LOCK_SECONDS = 1.0  # between two looks at an arm that another sweep trains
 _TAIL_LINES = 15
@@ -216,10 +216,10 @@ class _Arm:
         self.waits_for = "" if taken else holder(self.job.folder)
         return taken
 
-    def end(self, impatient: Callable[[], bool], grace: float) -> None:
+    def end(self, impatient: Callable[[], bool]) -> None:
         """End what is left of the arm's processes."""
         assert self.process is not None
-        end_groups([self.process], impatient, grace)
+        end_groups([self.process], impatient, GRACE_SECONDS, LEFTOVER_SECONDS)
         self.ended = time.monotonic()
 
     def start(self, slot: int, environment: dict[str, str], options: LaunchOptions) -> None:
@@ -392,7 +392,7 @@ class _Sweep:
         limit = self.options.timeout_minutes
         code = arm.process.poll()
         if code is not None:
-            arm.end(self._stopped, LEFTOVER_SECONDS)
+            arm.end(self._stopped)
             if code and (reason := arm.asks_again()):
                 log.warning("%s is started once more: %s", arm.job.name, reason)
                 arm.start(arm.slot, _environment(arm.job, self.slots[arm.slot]), self.options)
@@ -401,7 +401,7 @@ class _Sweep:
             state = INTERRUPTED if ended_from_outside(code) else FAILED
             arm.settle(state if problem else FINISHED, problem)
         elif limit is not None and arm.seconds() > 60 * limit:
-            arm.end(self._stopped, GRACE_SECONDS)
+            arm.end(self._stopped)
             arm.settle(TIMEOUT, f"stopped after launcher.timeout_minutes={limit:g}")
 
     def _end_all(self, queue: deque[_Arm]) -> None:
@@ -410,7 +410,7 @@ class _Sweep:
         # One more Ctrl-C, and nobody waits any longer. A scheduler repeats its SIGTERM and means nothing by it.
         asked = self.signals.count(signal.SIGINT)
         processes = [arm.process for arm in running if arm.process]
-        end_groups(processes, lambda: self.signals.count(signal.SIGINT) > asked, GRACE_SECONDS)
+        end_groups(processes, lambda: self.signals.count(signal.SIGINT) > asked, GRACE_SECONDS, LEFTOVER_SECONDS)
         for arm in running:
             arm.ended = time.monotonic()
             arm.settle(INTERRUPTED, f"the sweep was stopped by {name}")

@@ -235,6 +235,23 @@ def test_timeout_ends_the_whole_group(tmp_path: Path, record: Path) -> None:
     assert not alive(int((tmp_path / "slow" / "grandchild").read_text()))
 
 
+def test_an_arm_is_asked_to_end_before_what_it_has_started(tmp_path: Path, record: Path) -> None:
+    """It may still need it: W&B's service sends the last rows of a run that is stopped."""
+    code = """
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+def leave(*_):
+    time.sleep(0.3)
+    open("found", "w").write(f"{child.pid} {child.poll()}")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, leave)
+time.sleep(60)
+"""
+    (outcome,) = run_jobs([make(tmp_path, "arm", code, record)], LaunchOptions(timeout_minutes=0.5 / 60))
+    child, state = (tmp_path / "arm" / "found").read_text().split()
+    assert outcome.state == "timeout" and state == "None" and not alive(int(child))
+
+
 def test_grandchild_does_not_outlive_a_finished_arm(tmp_path: Path, record: Path) -> None:
     (outcome,) = run_jobs([make(tmp_path, "arm", GRANDCHILD + WRITE_RECORD, record)], LaunchOptions())
     assert outcome.state == "finished"
@@ -355,6 +372,7 @@ from src.launch import processes
 from src.launch.options import LaunchOptions
 from src.launch.processes import ArmJob, run_jobs
 processes.GRACE_SECONDS = 1.0
+processes.LEFTOVER_SECONDS = 0.5
 folder = Path(sys.argv[1])
 code = Path(sys.argv[2]).read_text()
 start = f"import os; os.chdir({str(folder)!r}); os.chdir(%r)\\n"
@@ -381,7 +399,7 @@ def parent_of(tmp_path: Path, code: str) -> tuple[subprocess.Popen[str], list[in
 
 def test_arms_end_when_their_sweep_is_killed(tmp_path: Path) -> None:
     watch = f"sys.path.insert(0, {str(ROOT)!r})\nfrom src.launch import lifeline\n"
-    lost = "lifeline.watch(lambda: open('lost', 'w').close(), 0.5)\ntime.sleep(60)"
+    lost = "lifeline.watch(lambda: open('lost', 'w').close(), 5.0, 0.5)\ntime.sleep(60)"
     parent, pids = parent_of(tmp_path, watch + lost)
     parent.kill()
     parent.communicate()
@@ -396,7 +414,7 @@ def test_arms_end_when_their_sweep_is_killed(tmp_path: Path) -> None:
 def test_a_process_that_no_sweep_has_started_does_not_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(lifeline.VARIABLE, raising=False)
     before = threading.active_count()
-    lifeline.watch(lambda: None, 0.0)
+    lifeline.watch(lambda: None, 0.0, 0.0)
     assert threading.active_count() == before
 
 
