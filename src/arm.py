@@ -83,7 +83,8 @@ def main(arguments: list[str]) -> int:
         print("error: give the folder of one arm; python -m src.run makes it and starts this program", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    level = logging.INFO if RANK == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     # Lightning 2.6 turns SIGTERM into exit code 0 at a batch boundary; an arm that was ended must not look finished.
     stop = StopRequest()
     for ending in (signal.SIGHUP, signal.SIGINT, *slurm.WARNINGS):

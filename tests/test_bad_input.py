@@ -496,6 +496,28 @@ ROWS = [
         "no valid file of measured latencies",
         "delete it",
     ),
+    output(
+        "outputs is a file", lambda f: ("src.run", f"outputs={written(f, 'taken')}"), "no folder that can be written"
+    ),
+    output(
+        "the study is a file",
+        lambda f: ("src.run", f"outputs={written(f, 'taken').parent}", "study=taken"),
+        "no folder that can be written",
+        "choose another place",
+    ),
+    output(
+        "more GPUs than there are", lambda f: ("src.run", f"outputs={f}", "launcher.gpus_per_job=9"), "needs 9 GPUs"
+    ),
+    command("hardware.accelerator=cuda", "is called gpu here", "hardware=gpu"),
+    command("recipe.epochs=1000000000000", "recipe.epochs=1000000000000 must lie in 1 to"),
+    command("network.resolution=99999999", "network.resolution=99999999 must be at most 8192"),
+    command("scaling=coefficients scaling.depth=1000000000", "scaling.depth=1e+09", "at most 1000"),
+    command("launcher=forked hardware.devices=2", "launcher.start=fork", "use launcher.start=process"),
+    command("hardware.memory_limit=lots", "hardware.memory_limit='lots' is not a size", "4GiB"),
+    state("src.report", "of an unknown currency", edited_record(currency="foo"), "no finished arm", "broken record"),
+    state("src.report", "of endless numbers", edited_record(params=10**400), "no finished arm", "broken record"),
+    state("src.report", "of endless depth", "[" * 100_000, "no finished arm", "broken record"),
+    Row("command", "src.arm without a folder", lambda f: ("src.arm",), ("give the folder of one arm", "src.run")),
 ]
 
 
