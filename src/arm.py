@@ -13,13 +13,10 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -36,8 +33,6 @@ from src.arm_folder import (
     write_status,
 )
 from src.cache import cache_folder
-from src.cam.maps import class_maps
-from src.cam.panel import CamFile, strips, write_panel
 from src.data.module import ImageDataModule
 from src.kernels.allocator import keep_memory
 from src.launch import lifeline, slurm
@@ -46,39 +41,26 @@ from src.launch.progress import ProgressFile
 from src.messages import UserMistake, mistakes
 from src.networks.build import build
 from src.networks.fast import use
+from src.outcome import Attempt, cost, explain, make_record, summary
 from src.planning import Arm, plan
 from src.record import RunRecord
 from src.scaling import audit
-from src.scaling.rules import Factors
-from src.study import CONF, code_revision, machine
-from src.tracking.wandb_run import Tracker, tracked_run
+from src.study import CONF, code_revision
+from src.tracking.wandb_run import tracked_run
 from src.training.checkpoints import StopRequest, resumable
-from src.training.fit import Fit, Split, curve_summary, evaluate, fit, save_predictions
-from src.training.hardware import Hardware, peak_memory_bytes, resolve, unused_gpu
+from src.training.fit import evaluate, fit
+from src.training.hardware import Hardware, resolve
 from src.training.limits import enforce, is_out_of_memory, memory_limit, release
 from src.training.plan import LARGEST_EVALUATION_BATCH, MemoryPlan
 from src.training.probe import plan_memory
 from src.training.schedule import check_schedule, describe, lint
 from src.training.tuning import settle
 
-CAM_SEED = 0  # of the choice of pictures for activation maps: the same pictures in every arm, seed and study
-CAM_KEY = "class_activation_maps"
-
 # 0 for the one process that writes: Lightning starts this program for a further device, SLURM for a further node.
 RANK = int(os.environ.get("LOCAL_RANK", "0")) + int(os.environ.get("NODE_RANK", "0"))
 NODES = int(os.environ.get(slurm.NODES, "1"))
 
 log = logging.getLogger("src.arm")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """This start of the arm: its number, when it began (ISO 8601, and on the performance counter), with which code."""
-
-    number: int
-    began: str
-    clock: float
-    revision: str
 
 
 def main(arguments: list[str]) -> int:
@@ -192,7 +174,7 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, attempt: Attempt, stop: 
         study=study.study,
         name=arm.name,
         folder=study.folder,
-        config={**config.to_mapping(study), "cost": _cost(arm), "data_fingerprint": data.fingerprint},
+        config={**config.to_mapping(study), "cost": cost(arm), "data_fingerprint": data.fingerprint},
         tags=(scaled.arm, f"{scaled.budget:g}x"),
         job_type=scaled.arm,
         run_id=_stored_id(folder),
@@ -228,9 +210,11 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, attempt: Attempt, stop: 
         test = evaluate(fitted.module, data, "test", hardware)
         if study.cam_pictures:
             report(phase="maps")
-            _explain(arm, fitted, data, folder, tracker)
-        record = _record(arm, fitted, data, hardware, audited, val, test, tracker, folder, attempt, memory, findings)
-        tracker.summarise(_summary(record))
+            explain(arm, fitted, data, folder, tracker)
+        record = make_record(
+            arm, fitted, data, hardware, audited, val, test, tracker, folder, attempt, memory, findings
+        )
+        tracker.summarise(summary(record))
         record.write(folder)
     report(phase="done", val_accuracy=record.val_accuracy)
     return record
@@ -314,190 +298,6 @@ def _check_sizes(arm: Arm, data: ImageDataModule) -> None:
             raise ValueError(
                 f"{key}={asked} is more than the {data.sizes[split]} pictures of {split}; use at most that"
             )
-
-
-def _cost(arm: Arm) -> dict[str, Any]:
-    """Cost and shape of an arm under the names by which W&B shows them."""
-    s = arm.scaled
-    return {
-        "FLOPs_as_MACs": s.cost.macs,
-        "params": s.cost.params,
-        "activations": s.cost.activations,
-        "base_macs": s.base.cost.macs,
-        "macs_x_base": s.cost.macs / s.base.cost.macs,
-        "depth": s.realised.depth,
-        "width": s.realised.width,
-        "resolution": s.resolution,
-        "blocks": s.network.blocks,
-    }
-
-
-def _summary(record: RunRecord) -> dict[str, Any]:
-    """The record in the run's summary; plain keys, so that W&B's own tables and scatter plots work untouched."""
-    best = {
-        f"best/{name}": getattr(record, name) for name in ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
-    }
-    return {**best, "cost/FLOPs_as_MACs": record.macs, **{f"record/{k}": v for k, v in record.to_mapping().items()}}
-
-
-def _explain(arm: Arm, fitted: Fit, data: ImageDataModule, folder: Path, tracker: Tracker) -> None:
-    """Exact class-activation maps of the chosen checkpoint on the study's pictures: file, panel, W&B."""
-    batch = data.cam_batch(arm.study.cam_pictures, CAM_SEED)
-    network = fitted.module.network
-    maps = class_maps(network, batch.images, batch.labels)
-    count = len(batch.labels)
-    cam = CamFile(
-        images=data.denormalise(batch.images),
-        maps_label=maps.maps_label,
-        maps_predicted=maps.maps_predicted,
-        labels=maps.labels,
-        predictions=maps.predictions,
-        probability_label=maps.probability_label,
-        probability_predicted=maps.probability_predicted,
-        indices=batch.identities.numpy(),
-        boxes=(torch.full((count, 4), torch.nan) if batch.boxes is None else batch.boxes).numpy(),
-        class_names=np.array(arm.facts.class_names),
-    )
-    cam.save(folder)
-    write_panel(cam, folder, f"{arm.name} at {arm.scaled.resolution} px")
-    pictures, captions = strips(cam)
-    tracker.log_pictures(CAM_KEY, pictures, captions, step=fitted.steps)
-
-
-def _record(
-    arm: Arm,
-    fitted: Fit,
-    data: ImageDataModule,
-    hardware: Hardware,
-    audited: audit.Audit,
-    val: Split,
-    test: Split,
-    tracker: Tracker,
-    folder: Path,
-    attempt: Attempt,
-    memory: MemoryPlan,
-    findings: tuple[str, ...],
-) -> RunRecord:
-    s, study = arm.scaled, arm.study
-    curves: dict[str, Any] = curve_summary(fitted.history)
-    asked_shares = study.scaling.shares or Factors(0.0, 0.0, 0.0)
-    pictures = fitted.steps * study.recipe.batch_size
-    price, base_price = s.price, s.base_price
-    if study.budget.currency == "train_macs":
-        price = 3 * audited.macs * pictures
-        base_price = 3 * s.base.cost.macs * study.recipe.epochs * data.steps_per_epoch * study.recipe.batch_size
-    return RunRecord(
-        study=study.study,
-        arm=s.arm,
-        seed=study.seed,
-        status="finished",
-        network=study.network.name,
-        data=arm.facts.name,
-        recipe=study.recipe.name,
-        budget=s.budget,
-        currency=study.budget.currency,
-        snapped_budget=s.snapped_budget,
-        asked_depth=s.asked.depth,
-        asked_width=s.asked.width,
-        asked_resolution=s.asked.resolution,
-        depth=s.realised.depth,
-        width=s.realised.width,
-        resolution=audited.resolution,
-        base_resolution=s.base.resolution,
-        blocks=sum(audited.repeats),
-        native_resolution=arm.facts.native_pixels,
-        asked_share_depth=asked_shares.depth,
-        asked_share_width=asked_shares.width,
-        asked_share_resolution=asked_shares.resolution,
-        share_depth=s.shares.depth,
-        share_width=s.shares.width,
-        share_resolution=s.shares.resolution,
-        price=float(price),
-        base_price=float(base_price),
-        macs=audited.macs,
-        base_macs=s.base.cost.macs,
-        params=audited.params,
-        activations=audited.activations,
-        fvcore_total=audited.fvcore_total,
-        train_macs=3 * audited.macs * pictures,
-        predicted_memory_bytes=arm.memory_bytes,
-        val_accuracy=val.accuracy,
-        val_loss=val.loss,
-        test_accuracy=test.accuracy,
-        test_loss=test.loss,
-        best_epoch=fitted.best_epoch,
-        epochs=len(fitted.history),
-        **curves,
-        steps=fitted.steps,
-        skipped_steps=fitted.skipped_steps,
-        ema_updates=fitted.ema_updates,
-        ema_distance=fitted.ema_distance,
-        test_openings=data.test_openings,
-        classes=s.base.classes,
-        train_pictures=data.sizes["train"],
-        val_pictures=data.sizes["val"],
-        test_pictures=data.sizes["test"],
-        seconds=time.perf_counter() - attempt.clock,
-        train_seconds=fitted.train_seconds,
-        images_per_second=fitted.module.images_per_second,
-        seconds_per_epoch=data.sizes["train"] / fitted.module.images_per_second,
-        peak_memory_bytes=peak_memory_bytes(hardware.accelerator),
-        measured_memory_bytes=memory.measured_bytes or 0,
-        memory_limit_bytes=memory.limit_bytes,
-        micro_batch=memory.layout.norm_pictures(study.recipe.batch_size, hardware.sync_norm),
-        parts=memory.layout.parts,
-        recompute=int(memory.layout.recompute),
-        device=hardware.device_name,
-        devices=study.hardware.devices,
-        precision=hardware.precision,
-        kernels=hardware.kernels,
-        step=fitted.step.kind,
-        step_seconds=fitted.step.seconds,
-        eager_step_seconds=fitted.step.eager_seconds,
-        threads=hardware.threads,
-        python_version=sys.version.split()[0],
-        torch_version=torch.__version__,
-        lightning_version=pl.__version__,
-        hydra_version=version("hydra-core"),
-        wandb_version=version("wandb"),
-        fvcore_version=version("fvcore"),
-        platform=machine(),
-        code_revision=attempt.revision,
-        config_hash=arm.config_hash,
-        recipe_hash=config.recipe_hash(study),
-        data_fingerprint=data.fingerprint,
-        architecture_sha256=audited.architecture_sha256,
-        weights_sha256=audit.hash_weights(fitted.module.network.state_dict()),
-        predictions_sha256=save_predictions(folder / "predictions.npz", val, test),
-        wandb_id=tracker.run_id,
-        wandb_mode=tracker.mode,
-        started=attempt.began,
-        attempts=attempt.number,
-        notes="; ".join(
-            (
-                *arm.warnings,
-                *findings,
-                *filter(None, (unused_gpu(hardware), _skipped(fitted))),
-                *tracker.problems,
-                *_changed_since(attempt.revision),
-                *_ran_out(memory),
-            )
-        ),
-    )
-
-
-def _skipped(fitted: Fit) -> str:
-    few = fitted.skipped_steps <= 0.01 * fitted.steps
-    return "" if few else f"{fitted.skipped_steps} of {fitted.steps} steps left out by loss scaling"
-
-
-def _ran_out(memory: MemoryPlan) -> tuple[str, ...]:
-    return (f"ran out of memory once, then trained with {memory.micro_batch} pictures at once",) * memory.ran_out
-
-
-def _changed_since(revision: str) -> tuple[str, ...]:
-    now = code_revision()
-    return () if now == revision else (f"source files changed while it trained, from {revision} to {now}",)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ ROOMS = (
     "launch",
 )
 # Then the wiring, in this order; any other module at the top is an entry point, which nothing imports.
-FLOORS = (*ROOMS, "config", "messages", "command", "planning", "study")
+FLOORS = (*ROOMS, "config", "messages", "command", "planning", "study", "outcome")
 
 UNKNOWN = {  # what a room knows nothing of, beside the rooms after it
     "kernels": {"lightning"},

@@ -13,9 +13,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
-from torchmetrics import MeanMetric
 
 from src.networks.build import ConvNet, Outputs
 from src.training.layout import PLAIN, Layout
@@ -45,6 +44,35 @@ class EpochRow:
     skipped_steps: int = 0
 
 
+class Means:
+    """Mean loss and accuracy over the pictures of an epoch, summed on the device where the batches are.
+
+    Not torchmetrics' MeanMetric, whose updates took 8 % of a small network's step. Its sums are no buffers of the
+    module, or they would be averaged with its weights.
+    """
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None  # (3,): losses, right predictions, pictures; None before the first batch
+
+    def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Add a batch: logits (B,K), labels (B,), cross-entropy of each picture (B,)."""
+        right = (logits.argmax(1) == labels).sum()
+        batch = torch.stack([losses.sum(), right.to(losses.dtype), losses.new_full((), len(losses))])
+        self.sums = batch if self.sums is None else self.sums + batch
+
+    def over_ranks(self, device: torch.device) -> Tensor:
+        """The sums of all ranks together (3,), each of which has to ask."""
+        sums = torch.zeros(3, device=device) if self.sums is None else self.sums.clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        return sums
+
+    def values(self, device: torch.device) -> tuple[float, float]:
+        """Loss and accuracy, over all ranks; not a number without pictures."""
+        losses, right, pictures = self.over_ranks(device).tolist()
+        return (losses / pictures, right / pictures) if pictures else (math.nan, math.nan)
+
+
 class Classifier(pl.LightningModule):
     """Trains a network on (images, labels) batches with one recipe. Logs `train/*`, `val/*` once an epoch; keeps
     `history`.
@@ -68,13 +96,7 @@ class Classifier(pl.LightningModule):
         self.collected: list[tuple[Tensor, Tensor]] | None = (
             None  # labels and logits of an evaluation, while one is kept
         )
-        self._means = nn.ModuleDict(
-            {
-                f"{split}_{name}": MeanMetric(nan_strategy="disable")
-                for split in ("train", "val")
-                for name in ("loss", "accuracy")
-            }
-        )
+        self._means = {"train": Means(), "val": Means()}
         self._epoch_began = self._last_batch_ended = 0.0
         self._epoch_pictures = 0
         self._before = (0.0, 0)  # seconds and pictures of the epoch that was running when the run was interrupted
@@ -87,11 +109,12 @@ class Classifier(pl.LightningModule):
         images, labels = batch  # (B,3,H,W), (B,)
         forward = self.training_logits
         logits = self.network(images).logits if forward is None else forward(images)  # (B,K)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        self._observe("train", logits.detach(), labels)
+        log_probabilities = F.log_softmax(logits.float(), dim=1)
+        losses = F.nll_loss(log_probabilities, labels, reduction="none")  # (B,)
+        self._means["train"].add(logits.detach(), labels, losses.detach())
         self.sides_seen.add(images.shape[-1])
         self._epoch_pictures += len(labels)
-        return loss * self._share(len(labels))
+        return smoothed(losses, log_probabilities, self.recipe.label_smoothing) * self._share(len(labels))
 
     def _share(self, pictures: int) -> float:
         """Weight of a micro-batch: unequal parts are averaged as if they were equal, and every picture counts alike."""
@@ -100,8 +123,8 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits = self.network(images).logits
-        self._observe("val", logits, labels)
+        logits = self.network(images).logits.float()
+        self._means["val"].add(logits, labels, F.cross_entropy(logits, labels, reduction="none"))
         self._collect(labels, logits)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -110,18 +133,6 @@ class Classifier(pl.LightningModule):
     def _collect(self, labels: Tensor, logits: Tensor) -> None:
         if self.collected is not None:
             self.collected.append((labels.cpu(), logits.float().cpu()))
-
-    def _observe(self, split: str, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch to the epoch's means; stays on the device, so a step never waits for the host."""
-        logits = logits.float()
-        # One value a picture: with nan_strategy="disable", torchmetrics 1.9 forgets the weights of unequal batches.
-        self._mean(split, "loss").update(F.cross_entropy(logits, labels, reduction="none"))
-        self._mean(split, "accuracy").update((logits.argmax(1) == labels).float())
-
-    def _mean(self, split: str, name: str) -> MeanMetric:
-        metric = self._means[f"{split}_{name}"]
-        assert isinstance(metric, MeanMetric)
-        return metric
 
     def on_train_start(self) -> None:
         self._epoch_began = self._last_batch_ended = time.perf_counter()  # Lightning starts no epoch that goes on
@@ -141,8 +152,9 @@ class Classifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
-            self.log("val/loss", self._mean("val", "loss").compute())
-            self.log("val/accuracy", self._mean("val", "accuracy").compute())
+            loss, accuracy = self._means["val"].values(self.device)
+            self.log("val/loss", loss)
+            self.log("val/accuracy", accuracy)
 
     def on_train_epoch_end(self) -> None:
         """Runs after the epoch's validation: closes the row of this epoch.
@@ -150,17 +162,16 @@ class Classifier(pl.LightningModule):
         Raises:
             FloatingPointError: the training or the validation loss is no longer finite.
         """
-        values = {key: float(metric.compute()) for key, metric in self._means.items() if isinstance(metric, MeanMetric)}
-        for metric in self._means.values():
-            assert isinstance(metric, MeanMetric)
-            metric.reset()
+        values = {}
         for split, name in (("train", "training"), ("val", "validation")):
-            loss = values[f"{split}_loss"]
+            loss, accuracy = self._means[split].values(self.device)
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the {name} loss is {loss} in epoch {self.current_epoch + 1}: training diverged;"
                     " lower recipe.learning_rate"
                 )
+            values |= {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
+            self._means[split] = Means()
         seconds, pictures = self._epoch_so_far()
         row = EpochRow(
             epoch=self.current_epoch + 1,
@@ -176,15 +187,6 @@ class Classifier(pl.LightningModule):
         self.log("train/learning_rate", row.learning_rate)
         self.log("speed/images_per_second", row.images_per_second)
 
-    def _sums(self, metric: nn.Module) -> dict[str, Tensor]:
-        """Sum and weight of a running mean, over all ranks."""
-        assert isinstance(metric, MeanMetric)
-        sums = {name: value.clone() for name, value in metric.metric_state.items() if isinstance(value, Tensor)}
-        for value in sums.values():
-            if self.layout.devices > 1:
-                torch.distributed.all_reduce(value)
-        return sums
-
     @property
     def images_per_second(self) -> float:
         """Training throughput: median over epochs, which a disturbed epoch does not move."""
@@ -198,7 +200,7 @@ class Classifier(pl.LightningModule):
         checkpoint["history"] = [dataclasses.asdict(row) for row in self.history]
         checkpoint["epoch_so_far"] = self._epoch_so_far()
         checkpoint["sides_seen"] = sorted(self.sides_seen)
-        checkpoint["means"] = {key: self._sums(metric) for key, metric in self._means.items()}
+        checkpoint["means"] = {split: means.over_ranks(self.device) for split, means in self._means.items()}
 
     def remember(self, checkpoint: Mapping[str, Any]) -> None:
         """Take what an earlier attempt saw from its checkpoint."""
@@ -208,10 +210,9 @@ class Classifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.remember(checkpoint)
         self._before = checkpoint["epoch_so_far"]
-        for key, states in checkpoint["means"].items():
-            for name, value in states.items():
-                # The sums are those of all ranks together: one rank takes them.
-                getattr(self._means[key], name).copy_(value if self.trainer.is_global_zero else torch.zeros_like(value))
+        for split, sums in checkpoint["means"].items():
+            # They are those of all ranks together: one rank takes them.
+            self._means[split].sums = sums.to(self.device) if self.trainer.is_global_zero else None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimizer, and its rate at every step."""
@@ -220,3 +221,16 @@ class Classifier(pl.LightningModule):
             optimizer, lambda step: share_of_peak(self.recipe, step, self.steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def smoothed(losses: Tensor, log_probabilities: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy with smoothed labels, as torch's, from what was computed without smoothing.
+
+    The target is `smoothing` times the uniform distribution and the rest times the label (arXiv 1512.00567, section 7).
+
+    Args:
+        losses: cross-entropy of each picture (B,).
+        log_probabilities: (B,K).
+    """
+    loss = losses.mean()
+    return loss if smoothing == 0 else (1 - smoothing) * loss - smoothing * log_probabilities.mean()
