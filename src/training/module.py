@@ -162,7 +162,7 @@ class Classifier(pl.LightningModule):
         Raises:
             FloatingPointError: the training or the validation loss is no longer finite.
         """
-        values = {}
+        values: dict[str, float] = {}
         for split, name in (("train", "training"), ("val", "validation")):
             loss, accuracy = self._means[split].values(self.device)
             if not math.isfinite(loss):

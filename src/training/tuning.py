@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import pickle
@@ -34,6 +35,8 @@ from src.networks.fast import KERNELS, use
 from src.networks.table import Network
 from src.training.hardware import Hardware
 from src.training.options import HardwareOptions
+
+LOG = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "hardware.json"  # in the folder of a study: what was settled for its arms
@@ -180,26 +183,45 @@ def _worth(settings: Sequence[Setting], seconds: Mapping[Setting, float], gain: 
     return chosen
 
 
+class UnmeasuredError(Exception):
+    """Why the settings of a trial could not be timed, in a line."""
+
+
 def remembered(trial: Trial, cores: int) -> Settled:
-    """What was measured of this trial on this machine before, or is measured now."""
+    """What was measured of this trial on this machine before, or is measured now.
+
+    The plainest setting is taken where it cannot be measured. That is said, and forgotten: the next study tries again.
+    """
     key = repr((VERSION, trial, cores, torch.__version__, _sources(), _processor()))
     path = cache_folder() / "tuning" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    return _read(make_once(path, lambda target: _write(target, measure(trial, cores))))
+    try:
+        return _read(make_once(path, lambda target: _write(target, measure(trial, cores))))
+    except UnmeasuredError as failure:
+        LOG.warning(f"{failure}: this study trains with {trial.settings[0]}")
+        return Settled(trial.settings[0], cores, trial.pictures, {})
 
 
 def measure(trial: Trial, cores: int) -> Settled:
-    """Time the settings in a fresh process. The plainest is taken where that process does not end well."""
+    """Time the settings in a fresh process.
+
+    Raises:
+        UnmeasuredError: the process did not end well.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "src.training.tuning"]
-    seconds: dict[Setting, float] = {}
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    try:
         done = subprocess.run(
             command, input=pickle.dumps(trial), env=environment, capture_output=True, timeout=PATIENCE, check=False
         )
-        if done.returncode == 0:
-            seconds = {Setting(**setting): found for setting, found in json.loads(done.stdout)}
-    chosen = choose(seconds) if seconds else trial.settings[0]
-    return Settled(chosen, cores, trial.pictures, {str(s): round(1e3 * found, 3) for s, found in seconds.items()})
+    except subprocess.TimeoutExpired:
+        raise UnmeasuredError(f"timing steps took more than {PATIENCE} s") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        last = said[-1] if said else "it said nothing"
+        raise UnmeasuredError(f"timing steps failed with exit code {done.returncode} ({last})")
+    seconds = {Setting(**setting): found for setting, found in json.loads(done.stdout)}
+    milliseconds = {str(setting): round(1e3 * found, 3) for setting, found in seconds.items()}
+    return Settled(choose(seconds), cores, trial.pictures, milliseconds)
 
 
 def run(trial: Trial) -> dict[Setting, float]:

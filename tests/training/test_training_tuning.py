@@ -14,7 +14,7 @@ from src.kernels import native
 from src.training import tuning
 from src.training.hardware import Hardware
 from src.training.options import HardwareOptions
-from src.training.tuning import LEAST_GAIN, Setting, Settled, Trial, apply, choose, measure, run, settle
+from src.training.tuning import LEAST_GAIN, Setting, Settled, Trial, apply, choose, run, settle
 from tests.training.training_tiny import TABLE
 
 HARDWARE = Hardware("cpu", "cpu (test)", "32-true", 2)
@@ -111,10 +111,22 @@ def test_a_trial_times_every_setting_and_fewer_threads() -> None:
     assert {setting.threads for setting in seconds} == {1, 2}
 
 
-def test_a_process_that_dies_leaves_the_plainest_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "PATIENCE", 0.01)
-    found = measure(Trial(TABLE, 16, 4, (PLAIN, TORCH)), 2)
+@pytest.mark.parametrize("fault", ["too slow", "dies"])
+def test_a_failed_trial_is_said_leaves_the_plainest_setting_and_is_tried_again(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    trial = Trial(TABLE, 16, 4, (PLAIN, TORCH))
+    with monkeypatch.context() as broken:
+        if fault == "too slow":
+            broken.setattr(tuning, "PATIENCE", 0.01)
+        else:
+            broken.setattr(tuning.sys, "executable", "false")
+        found = tuning.remembered(trial, 2)
     assert (found.setting, found.milliseconds) == (PLAIN, {})
+    assert "timing steps" in caplog.text and "this study trains with 32-true, plain kernels" in caplog.text
+    monkeypatch.setattr(tuning, "measure", lambda trial, cores: Settled(TORCH, cores, 4, {str(TORCH): 1.0}))
+    assert tuning.remembered(trial, 2).setting == TORCH
 
 
 def test_measurements_are_remembered_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
