@@ -56,6 +56,7 @@ def data_module(images: NDArray[np.uint8], resolution: int, **augmentation: Any)
     split = ImageSplit(images, np.arange(len(images)) % CLASSES, None, np.arange(len(images)))
     facts = DataFacts("noise", tuple(map(str, range(CLASSES))), SIDE, has_boxes=False)
     module._data = ImageData(facts, split, split, SealedSplit(len(split), lambda: split), "noise")
+    module._source = split
     module.mean, module.std = torch.full((3,), 0.5), torch.full((3,), 0.25)
     return module
 
@@ -82,9 +83,9 @@ def gather_epoch(images: NDArray[np.uint8], steps: int) -> Callable[[], None]:
 
     def turn() -> None:
         for step, rows in enumerate(order):
-            transforms.standardise(
-                transforms.train_pictures(held, fill, options, step, rows=rows), scale, offset
-            )  # fmt: skip
+            transforms.network_input(
+                transforms.unmoved(held, fill, options, step, rows=rows), fill, SIDE, scale, offset
+            )
 
     return turn
 

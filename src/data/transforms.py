@@ -2,12 +2,12 @@
 
 Batched tensor code for any device. Every random number is drawn on the CPU from the batch's own seed, so pictures do
 not depend on device, worker, or what was drawn before; and all that decides what is computed is known there, so an
-accelerator is never waited for. Training and evaluation differ in `train_pictures` and in nothing else.
+accelerator is never waited for. Training and evaluation differ in `unmoved` and in nothing else. On a CPU all from the
+shift on is one fused kernel where there is a compiler, with the same bits (`src/kernels/pictures.py`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,10 +17,11 @@ from torch.nn.functional import grid_sample, interpolate
 
 from src.data.augment import apply_policy, draw_policy, send, uniform
 from src.data.options import AugmentationOptions
+from src.data.streaming import CROP_LOG_ASPECT
+from src.kernels import pictures
 
 ERASED_AREA = (0.02, 1 / 3)  # of the picture; Zhong et al. 2020, as in torchvision's RandomErasing
 ERASED_LOG_ASPECT = 1.19  # |log(height / width)|: aspect 0.3 to 3.3
-CROP_LOG_ASPECT = math.log(4 / 3)  # of resized crops; Szegedy et al. 2015 (arXiv 1409.4842), section 6
 SAMPLED_SIDE = 64  # pixels up to which a CPU enlarges crops together faster than one by one
 
 
@@ -55,6 +56,19 @@ class Crops(NamedTuple):
     left: Tensor
     height: Tensor
     width: Tensor
+
+
+class Unmoved(NamedTuple):
+    """Pictures before shift, mirror and erasing.
+
+    images: uint8 (B, S, S, 3); with `rows`, (N, S, S, 3).
+    draws: how they will be moved; None: they stay.
+    rows: int64 (B,), on the device of `images`: which of them are the batch; None: all.
+    """
+
+    images: Tensor
+    draws: Draws | None = None
+    rows: Tensor | None = None
 
 
 def draw(
@@ -93,13 +107,18 @@ def draw_crops(
 
     Near the whole picture the aspects are those that fit, where torchvision's RandomResizedCrop draws again.
     """
-    numbers = uniform(seed, 1, 4, count, first, whole).unbind(1)
+    numbers = crop_numbers(count, seed, first, whole).unbind(1)
     share = area[0] + numbers[0] * (area[1] - area[0])
     aspect = (2 * numbers[1] - 1) * (-share.log()).clamp(max=CROP_LOG_ASPECT)
     height = (side * (share * aspect.exp()).sqrt()).round().clamp(1, side)
     width = (side * (share / aspect.exp()).sqrt()).round().clamp(1, side)
     top, left = (numbers[2] * (side - height + 1)).long(), (numbers[3] * (side - width + 1)).long()
     return Crops(top, left, height.long(), width.long())
+
+
+def crop_numbers(count: int, seed: int, first: int = 0, whole: int | None = None) -> Tensor:
+    """What resized crops are made of, float64 (B, 4) in [0, 1): share, aspect, and place from top and left."""
+    return uniform(seed, 1, 4, count, first, whole)
 
 
 def train_pictures(
@@ -111,7 +130,21 @@ def train_pictures(
     whole: int | None = None,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """All augmentation of one batch: resized crop, policy, then shift, mirror and erase.
+    """All augmentation of one batch: `unmoved`, then `augment`. Returns uint8 (B, S, S, 3)."""
+    images, draws, rows = unmoved(images, fill, options, seed, first, whole, rows)
+    return images if draws is None else augment(images, draws, fill, rows)
+
+
+def unmoved(
+    images: Tensor,
+    fill: Tensor,
+    options: AugmentationOptions,
+    seed: int,
+    first: int = 0,
+    whole: int | None = None,
+    rows: Tensor | None = None,
+) -> Unmoved:
+    """Augmentation of one batch: resized crop and policy made; shift, mirror and erasing drawn.
 
     This is the order of AutoAugment's first release for CIFAR-10 (policy, crop, mirror, cutout), and that of ImageNet
     recipes (resized crop, mirror, policy, erase) but for the mirror, which comes after the policy here.
@@ -121,9 +154,6 @@ def train_pictures(
         fill: uint8 (3,), on the device of `images`: the training mean, zero after normalisation.
         seed, first, whole: as in `draw`.
         rows: int64 (B,), on the device of `images`: which of them are the batch.
-
-    Returns:
-        uint8 (B, S, S, 3).
     """
     side, count = images.shape[1], len(images if rows is None else rows)
     shifted = options.flip or options.erasing > 0 or round(options.crop_padding * side) > 0
@@ -133,7 +163,7 @@ def train_pictures(
         images = enlarge(images, draw_crops(count, side, options.resized_crop_area, seed, first, whole))
     if options.policy != "none":
         images = apply_policy(images, draw_policy(count, side, options, seed, first, whole), fill)
-    return augment(images, draw(count, side, options, seed, first, whole), fill, rows) if shifted else images
+    return Unmoved(images, draw(count, side, options, seed, first, whole) if shifted else None, rows)
 
 
 def augment(images: Tensor, draws: Draws, fill: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -212,6 +242,31 @@ def resize(images: Tensor, resolution: int) -> Tensor:
     if images.device.type != "cpu":
         resized = resized.round_().clamp_(0, 255).to(torch.uint8)
     return resized.permute(0, 2, 3, 1)
+
+
+def network_input(
+    batch: Unmoved, fill: Tensor, resolution: int, scale: Tensor, offset: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Pictures moved, resized and normalised: (B, 3, r, r), channels_last, on the device of the pictures.
+
+    It is `augment`, `resize` and `standardise` one after the other, or on a CPU one kernel that gives the same bits.
+
+    Args:
+        batch: the pictures.
+        fill: uint8 (3,), colour of erased rectangles.
+        resolution: r.
+        scale, offset: as made by `lines`.
+        dtype: of the result.
+    """
+    images, draws, rows = batch
+    if pictures.takes(images, dtype) and pictures.load() is not None:
+        moves = None if draws is None else pictures.Moves(**vars(draws), fill=fill)
+        return pictures.network_input(images, resolution, scale, offset, dtype, moves, rows)
+    if draws is not None:
+        images = augment(images, draws, fill, rows)
+    elif rows is not None:
+        images = images.index_select(0, rows)
+    return standardise(resize(images, resolution), scale, offset, dtype)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,12 +1,13 @@
-"""Compiles `native.c` for this machine at first use and loads it; where that cannot be, says why in one line.
+"""Compiles a source in C for this machine at first use and loads it; where that cannot be, says why in one line.
 
-Linux with a C compiler only. The library uses the OpenMP runtime that torch has loaded, never a second one: it is
-linked without any, and torch's is made visible to it. So both share one pool of threads.
+Linux with a C compiler only. A library uses the OpenMP runtime that torch has loaded, never a second one: it is linked
+without any, and torch's is made visible to it. So all share one pool of threads.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -22,25 +23,11 @@ from filelock import FileLock, Timeout
 
 from src.cache import cache_folder
 
-SOURCE = Path(__file__).with_name("native.c")
 SWITCH = "SCALESTUDY_NATIVE"  # environment: 0 for plain torch
-# Beside -O3 nothing that changes a result, but a * b + c may be rounded once; errno and traps are not looked at.
-FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-fPIC")
+# Beside -O3 nothing that changes a result; errno and traps are not looked at.
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 COMPILE_SECONDS = 120
-
-_P, _L, _I, _D = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
-_SIZES = (_L, _L, _L, _I, _I)  # B, H * W, C, bfloat16?, activation
-SIGNATURES: dict[str, tuple[type, ...]] = {  # as in native.c; the number of threads comes last
-    "norm_stats": (_P, _L, _L, _I, *(_P,) * 4, _D, _D, _P, _I),
-    "norm_apply": (*(_P,) * 5, *_SIZES, _P, _I),
-    "norm_pool": (_P, _P, *_SIZES, _P, _I),
-    "norm_sums": (_P, _P, _P, *_SIZES, *(_P,) * 4, _I),
-    "norm_back": (*(_P,) * 6, *_SIZES, _P, _P, _I),
-    "excite_sums": (_P, _P, _P, *_SIZES, _P, _I),
-    "excite_merge": (_P, _P, _P, _L, _L, _L, *(_P,) * 4, _I),
-    "depthwise_forward": (_P, _P, _P, *(_L,) * 4, *(_I,) * 4, _P, *(_P,) * 4, _D, _D, _P, _I),
-    "depthwise_backward": (*(_P,) * 8, _I, _P, _I, *(_P,) * 5, *(_L,) * 4, _I, _I, _I, _I),
-}
+NO_MEMORY = 1  # what a function returns that could not have its scratch; 0 is success
 
 
 class UnavailableError(Exception):
@@ -54,13 +41,19 @@ def machine_flags() -> tuple[str, ...]:
     return ("-mcpu=native",)
 
 
-def library_key(compiler: str, flags: tuple[str, ...]) -> str:
+def library_key(source: Path, compiler: str, flags: tuple[str, ...]) -> str:
     """Hash of all that the machine code depends on: source, flags, compiler and processor."""
+    parts = [source.read_text(), *flags, *_toolchain(compiler)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _toolchain(compiler: str) -> tuple[str, ...]:
+    """What a compiler and the processor say of themselves."""
     version = _run([compiler, "--version"])
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    parts = [SOURCE.read_text(), *flags, version, *processor]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    processor = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    return version, *sorted(processor)
 
 
 def _run(command: list[str]) -> str:
@@ -75,8 +68,8 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def compiled() -> Path:
-    """The library for this machine, compiled now if it is not in the cache; safe to call from several processes.
+def compiled(source: Path, flags: tuple[str, ...]) -> Path:
+    """A source's library for this machine, compiled now if it is not in the cache; for several processes at a time.
 
     Raises:
         UnavailableError: no compiler, no writable cache, or the compiler fails.
@@ -84,18 +77,18 @@ def compiled() -> Path:
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise UnavailableError("no C compiler (cc, gcc or clang) on the path")
-    flags = (*FLAGS, *machine_flags())
+    flags = (*FLAGS, *flags, *machine_flags())
     try:
         folder = cache_folder() / "kernels"
-        path = folder / f"{library_key(compiler, flags)}.so"
+        path = folder / f"{library_key(source, compiler, flags)}.so"
         if path.exists():
             return path
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock"), timeout=COMPILE_SECONDS):
             if not path.exists():
                 with tempfile.TemporaryDirectory(dir=folder) as work:
-                    thing, library = f"{work}/native.o", f"{work}/native.so"
-                    _run([compiler, *flags, "-c", str(SOURCE), "-o", thing])
+                    thing, library = f"{work}/{source.stem}.o", f"{work}/{source.stem}.so"
+                    _run([compiler, *flags, "-c", str(source), "-o", thing])
                     _run([compiler, "-shared", thing, "-o", library, "-lm"])
                     os.replace(library, path)
     except (OSError, Timeout) as error:
@@ -118,71 +111,72 @@ def torch_openmp() -> str:
     return ours[0]
 
 
-def open_library(path: Path) -> ctypes.CDLL:
-    """The library with the argument types of its functions.
+class Library:
+    """One source of this folder, and what this process knows of its library.
 
-    Raises:
-        UnavailableError: it cannot be loaded.
+    Args:
+        source: its name.
+        flags: of the compiler, beside `FLAGS` and those for the processor.
+        signatures: types of the arguments of its functions, each of which returns 0 or what went wrong. The number of
+            threads comes last.
     """
-    try:
-        ctypes.CDLL(torch_openmp(), mode=ctypes.RTLD_GLOBAL)
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise UnavailableError(f"the library cannot be loaded: {error}") from error
-    for name, types in SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = types, ctypes.c_int
-    return library
 
+    def __init__(self, source: str, flags: tuple[str, ...], signatures: dict[str, tuple[type, ...]]) -> None:
+        self.source, self.flags, self.signatures = Path(__file__).with_name(source), flags, signatures
+        self._opened: ctypes.CDLL | None = None
+        self._why: str | None = None  # None until it has been asked for
 
-class _State:
-    """What this process knows of the library: `why` is None until it has been asked for."""
+    def load(self, check: Callable[[], str]) -> ctypes.CDLL | None:
+        """The library, compiled and checked once a process; None where `why_not` says why. Never raises.
 
-    library: ctypes.CDLL | None = None
-    why: str | None = None
+        check: runs the kernels against torch; returns what disagrees, or nothing.
+        """
+        if self._why is None:
+            self._why = ""
+            try:
+                if os.environ.get(SWITCH, "1") == "0":
+                    raise UnavailableError(f"{SWITCH}=0")
+                if sys.platform != "linux":
+                    raise UnavailableError(f"for Linux only, this is {sys.platform}")
+                self._opened = self._open(compiled(self.source, self.flags))
+                fault = check()
+                if fault:
+                    raise UnavailableError(f"it disagrees with torch: {fault}")
+            except Exception as error:  # whatever it is, plain torch can do the same
+                self._opened = None
+                self._why = str(error) if isinstance(error, UnavailableError) else f"{type(error).__name__}: {error}"
+                self._why = self._why.splitlines()[0]
+        return self._opened
 
+    def why_not(self) -> str:
+        """Why `load` gave nothing; empty when it gave a library or was not called yet."""
+        return self._why or ""
 
-def load(check: Callable[[], str]) -> ctypes.CDLL | None:
-    """The library, compiled and checked once a process; None where `why_not` says why. Never raises.
+    def call(self, name: str, *arguments: object) -> None:
+        """Runs a function with torch's number of threads. Tensors go as pointers, None as null.
 
-    check: runs the kernels against torch; returns what disagrees, or nothing.
-    """
-    if _State.why is None:
-        _State.why = ""
+        Raises:
+            ValueError: there is no library.
+            MemoryError: the function found no memory for its scratch.
+            IndexError: an argument points outside of another.
+        """
+        if self._opened is None:
+            raise ValueError(f"no native kernels ({self._why or 'load() was not called'}); use plain torch")
+        values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
+        bad = getattr(self._opened, name)(*values, torch.get_num_threads())
+        if bad == NO_MEMORY:
+            raise MemoryError(f"no memory for the scratch of {name}")
+        if bad:
+            raise IndexError(f"an argument of {name} points outside of another")
+
+    def _open(self, path: Path) -> ctypes.CDLL:
+        """The library with the argument types of its functions."""
         try:
-            if os.environ.get(SWITCH, "1") == "0":
-                raise UnavailableError(f"{SWITCH}=0")
-            if sys.platform != "linux":
-                raise UnavailableError(f"for Linux only, this is {sys.platform}")
-            _State.library = open_library(compiled())
-            fault = check()
-            if fault:
-                raise UnavailableError(f"it disagrees with torch: {fault}")
-        except Exception as error:  # whatever it is, plain torch can train
-            _State.library = None
-            _State.why = str(error) if isinstance(error, UnavailableError) else f"{type(error).__name__}: {error}"
-            _State.why = _State.why.splitlines()[0]
-    return _State.library
-
-
-def loaded() -> ctypes.CDLL:
-    """The library that `load` has loaded.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if _State.library is None:
-        raise ValueError(f"no native kernels ({_State.why or 'load() was not called'}); use plain torch")
-    return _State.library
-
-
-def why_not() -> str:
-    """Why `load` gave nothing; empty when it gave a library or was not called yet."""
-    return _State.why or ""
-
-
-def call(name: str, *arguments: object) -> None:
-    """Runs a function of the library with torch's number of threads. Tensors go as pointers, None as null."""
-    values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
-    if getattr(loaded(), name)(*values, torch.get_num_threads()):
-        raise MemoryError(f"no memory for the scratch of {name}")
+            ctypes.CDLL(torch_openmp(), mode=ctypes.RTLD_GLOBAL)
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise UnavailableError(f"the library cannot be loaded: {error}") from error
+        for name, types in self.signatures.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = types, ctypes.c_int
+        return library

@@ -34,14 +34,29 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
-from src.kernels import library
-from src.kernels.library import call, why_not
+from src.kernels.library import Library
 
 __all__ = ["Gate", "Norm", "depthwise", "load", "mbconv_middle", "norm_act", "norm_act_excite", "takes", "why_not"]
 
 ACTS = {"none": 0, "silu": 1, "relu": 2, "relu6": 3}  # as in native.c
 VECTORS, COEFS, SUMS = 5, 3, 5  # rows of the vectors that native.c keeps of a norm, and of its backward pass
 LANES = 16  # their rows are padded to a multiple of the widest vector
+
+_P, _L, _I, _D = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
+_SIZES = (_L, _L, _L, _I, _I)  # B, H * W, C, bfloat16?, activation
+_SIGNATURES: dict[str, tuple[type, ...]] = {  # as in native.c
+    "norm_stats": (_P, _L, _L, _I, *(_P,) * 4, _D, _D, _P, _I),
+    "norm_apply": (*(_P,) * 5, *_SIZES, _P, _I),
+    "norm_pool": (_P, _P, *_SIZES, _P, _I),
+    "norm_sums": (_P, _P, _P, *_SIZES, *(_P,) * 4, _I),
+    "norm_back": (*(_P,) * 6, *_SIZES, _P, _P, _I),
+    "excite_sums": (_P, _P, _P, *_SIZES, _P, _I),
+    "excite_merge": (_P, _P, _P, _L, _L, _L, *(_P,) * 4, _I),
+    "depthwise_forward": (_P, _P, _P, *(_L,) * 4, *(_I,) * 4, _P, *(_P,) * 4, _D, _D, _P, _I),
+    "depthwise_backward": (*(_P,) * 8, _I, _P, _I, *(_P,) * 5, *(_L,) * 4, _I, _I, _I, _I),
+}
+LIBRARY = Library("native.c", ("-ffp-contract=fast",), _SIGNATURES)  # a * b + c may be rounded once
+call, why_not = LIBRARY.call, LIBRARY.why_not
 
 
 class Norm(NamedTuple):
@@ -460,7 +475,7 @@ def _detached(pack: Any) -> Any:
 
 def load() -> ctypes.CDLL | None:
     """The compiled kernels, or None where `why_not` says why. Compiles once a machine, checks once a process."""
-    return library.load(_disagreement)
+    return LIBRARY.load(_disagreement)
 
 
 def _disagreement() -> str:

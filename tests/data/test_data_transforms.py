@@ -12,6 +12,7 @@ from PIL import Image
 
 from src.data import transforms
 from src.data.options import AugmentationOptions
+from src.kernels import pictures as kernel
 
 FILL = torch.tensor([9, 8, 7], dtype=torch.uint8)
 ALL = AugmentationOptions(crop_padding=0.25, flip=True, erasing=0.5)
@@ -133,6 +134,38 @@ def test_another_type_is_rounded_once() -> None:
         got = transforms.normalise(images, mean, std, dtype)
         assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(got, transforms.normalise(images, mean, std).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kernel_makes_what_the_steps_make_one_after_the_other(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, rows, plain = pictures(50, 20), torch.tensor([7, 7, 0, 49, 13, 2]), AugmentationOptions(crop_padding=0.0)
+    mean, std = torch.tensor([0.49, 0.3, 0.7]), torch.tensor([0.247, 0.1, 0.3])
+    policy = dataclasses.replace(ALL, policy="trivialaugment", resized_crop_area=(0.3, 1.0))
+    if dtype != torch.float16 and kernel.load() is not None:
+        monkeypatch.setattr(transforms, "augment", None)  # only the kernel gets by without them
+        monkeypatch.setattr(transforms, "resize", None)
+    made = []
+    cases = [
+        (options, resolution, chosen)
+        for options in (ALL, dataclasses.replace(ALL, erasing=0.0), AugmentationOptions(), plain, policy, None)
+        for resolution in (20, 33, 12)
+        for chosen in (None, rows)
+    ]
+    for options, resolution, chosen in cases:
+        batch = transforms.Unmoved(images, rows=chosen)
+        if options is not None:
+            batch = transforms.unmoved(images, FILL, options, 5, 2, 60, chosen)
+        scale, offset = transforms.lines(mean, std, resolution)
+        made.append(transforms.network_input(batch, FILL, resolution, scale, offset, dtype))
+    monkeypatch.undo()
+    for (options, resolution, chosen), got in zip(cases, made, strict=True):
+        expected = images if chosen is None else images[chosen]
+        if options is not None:
+            expected = transforms.train_pictures(expected, FILL, options, 5, 2, 60)
+        expected = transforms.normalise(transforms.resize(expected, resolution), mean, std, dtype)
+        assert torch.equal(got, expected) and got.stride() == expected.stride() and got.dtype == dtype
 
 
 @pytest.mark.gpu

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from src.kernels import library, native
+from src.kernels import native
 from src.kernels.native import Gate, Norm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -409,10 +409,10 @@ def test_torch_and_the_library_share_one_openmp_runtime() -> None:
 
 
 def test_a_library_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library._State, "library", None)
-    monkeypatch.setattr(library._State, "why", None)
-    assert library.load(lambda: "result 3: off by 1e-2") is None
-    assert library.why_not() == "it disagrees with torch: result 3: off by 1e-2"
+    monkeypatch.setattr(native.LIBRARY, "_opened", None)
+    monkeypatch.setattr(native.LIBRARY, "_why", None)
+    assert native.LIBRARY.load(lambda: "result 3: off by 1e-2") is None
+    assert native.why_not() == "it disagrees with torch: result 3: off by 1e-2"
 
 
 def test_the_check_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
