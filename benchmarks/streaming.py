@@ -6,8 +6,8 @@ Each route reads the same JPEG files in batches by two DataLoader workers, which
 - a DataLoader of single pictures with the same decoder, tuned (persistent workers, 4 batches prefetched each);
 - the same with the usual decoder: the whole JPEG, shorter side resized, centre cut out (torchvision's Resize and
   CenterCrop, written out with Pillow);
-- for training, resized crops and mirroring: ours on batches of stored squares in the main process, the peer's picture
-  by picture in the workers (torchvision's RandomResizedCrop, written out with Pillow), both up to the network's input.
+- for training, resized crops and mirroring, up to the network's input: ours while decoding, the peer's on the decoded
+  picture (torchvision's RandomResizedCrop and RandomHorizontalFlip, written out with Pillow), both in the workers.
 
 Files are of a tree with a folder a class (--tree), and of 500 x 375 px that are made for the run. Writes
 benchmarks/results/streaming-DATE.md.
@@ -37,7 +37,8 @@ from src.data.sampling import EpochBatches, OrderedBatches, loader
 from src.data.splits import ImageSplit
 
 WORKERS, BATCH = 2, 64
-MADE, MADE_SIZE = 268, (500, 375)  # pictures, pixels
+MADE, MADE_SIZE = 1072, (500, 375)  # pictures, pixels
+SQUARES = 268  # of the made pictures that are read as squares in a turn
 RESOLUTION = 224
 PATHS = 1_000_000
 
@@ -164,17 +165,20 @@ def reading(root: Path, name: str, sides: Sequence[int], most: int, repeats: int
     return Section(f"Reading {name}", note, ("files", "route", "images/s", "time / ours"), rows), ratios
 
 
-def training(root: Path, side: int, repeats: int) -> tuple[Section, list[Ratio]]:
+def training(
+    root: Path, name: str, stored: int, resolution: int, most: int, repeats: int
+) -> tuple[Section, list[Ratio]]:
     """Resized crops, mirroring, normalisation: up to the network's input."""
-    options = DataOptions(
-        "made", "folder", root=str(root), cache=str(root / "cache"), stored_pixels=side, memory_limit="1KiB",
-        val_fraction=0.02, workers=WORKERS,
-        augmentation=AugmentationOptions(crop_padding=0.0, flip=True, resized_crop_area=(0.08, 1.0)),
-    )  # fmt: skip
-    module = ImageDataModule(options, RESOLUTION, BATCH, BATCH, seed=0)
-    module.setup()
-    _, paths = split_of(root, RESOLUTION, MADE)
-    paths = paths[: module.sizes["train"]]
+    with tempfile.TemporaryDirectory() as cache:
+        options = DataOptions(
+            name, "folder", root=str(root), cache=cache, stored_pixels=stored, memory_limit="1KiB",
+            val_fraction=0.02, workers=WORKERS, train_limit=most,
+            augmentation=AugmentationOptions(crop_padding=0.0, flip=True, resized_crop_area=(0.08, 1.0)),
+        )  # fmt: skip
+        module = ImageDataModule(options, resolution, BATCH, BATCH, seed=0)
+        module.setup()
+    count = module.sizes["train"]
+    _, paths = split_of(root, resolution, count)
     scale, offset = 1 / (255 * module.std), module.mean / module.std
 
     def normalise(batch: Any) -> torch.Tensor:
@@ -183,20 +187,19 @@ def training(root: Path, side: int, repeats: int) -> tuple[Section, list[Ratio]]
 
     routes = [
         through(module.train_dataloader(), module.prepare_batch),
-        through(peer(paths, Cropped(RESOLUTION)), normalise),
+        through(peer(paths, Cropped(resolution)), normalise),
     ]
     ours, theirs = time_routes(routes, repeats)
-    count = len(paths) // BATCH * BATCH
+    count = count // BATCH * BATCH
     rows = [
-        (f"stored at {side} px", "ours", f"{count / ours.seconds:,.0f}", times(ours)),
-        ("from the file", "DataLoader, resized crops by Pillow", f"{count / theirs.seconds:,.0f}", times(theirs)),
+        (label, f"{count / route.seconds:,.0f}", times(route))
+        for label, route in (("ours", ours), ("DataLoader, resized crops by Pillow", theirs))
     ]
-    head = ("pictures", "route", "images/s", "time / ours")
-    note = f"Resized crops and mirroring to {RESOLUTION} px, normalised, batches of {BATCH}; all on the CPU."
+    note = f"Resized crops and mirroring to {resolution} px, normalised, batches of {BATCH}, {count} pictures a turn."
     speeds, found = (count / ours.seconds, count / theirs.seconds), (theirs.ratio, theirs.ratio_low, theirs.ratio_high)
-    case = f"500x375 px -> {side} -> crops of {RESOLUTION} px, {WORKERS} workers"
-    return Section("Training input", note, head, rows), [
-        Ratio(case, "DataLoader, resized crops by Pillow", *speeds, "images/s", *found)
+    case = f"{name} -> crops of {resolution} px, {WORKERS} workers"
+    return Section(f"Training input from {name}", note, ("route", "images/s", "time / ours"), rows), [
+        Ratio(case, "DataLoader, resized crops by Pillow", *speeds, "images/s", *found, 1.0)
     ]
 
 
@@ -253,19 +256,21 @@ def main() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
     sections, ratios, missing = [held()], [], []
     if arguments.tree:
-        found, lines = reading(
-            arguments.tree, arguments.tree.name, [arguments.tree_side], arguments.most, arguments.repeats
-        )
-        sections.append(found)
-        ratios += lines
+        tree, name, side, most = arguments.tree, arguments.tree.name, arguments.tree_side, arguments.most
+        for found, lines in (
+            reading(tree, name, [side], most, arguments.repeats),
+            training(tree, name, side, side, most, arguments.repeats),
+        ):
+            sections.append(found)
+            ratios += lines
     else:
         missing.append("real pictures: give --tree")
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         make_tree(root)
         for found, lines in (
-            reading(root, "500x375 px", (256, 512), MADE, arguments.repeats),
-            training(root, 256, arguments.repeats),
+            reading(root, "500x375 px", (256, 512), SQUARES, arguments.repeats),
+            training(root, "500x375 px", 256, RESOLUTION, MADE, arguments.repeats),
         ):
             sections.append(found)
             ratios += lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from src.data.options import DataOptions
 from src.data.sampling import NO_AUGMENTATION, EpochBatches, OrderedBatches, RawBatch, epoch_lengths, loader
 from src.data.splits import DataFacts, ImageData, ImageSplit, Pictures
 from src.data.storage import make_once
+from src.data.streaming import trained_at
 
 STATISTICS_PICTURES = 50_000
 # Of an accelerator's free memory: a training set that takes no more is held there. The memory plan leaves a tenth free.
@@ -40,6 +42,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     Batches reach the model as (images (B, 3, r, r) normalised, channels_last; labels int64 (B,)), with r the
     `resolution` in training, validation, test and activation maps. Only training batches are augmented, at stored size.
+    Where random resized crops are taken of pictures that stay in their files, those who read them make crop and mirror,
+    at the side of `trained_at`, and the rest of the augmentation follows at that side.
     Training pictures in memory are not copied into batches: they are augmented by one gather out of the whole set,
     which an accelerator holds if it takes at most `HELD_SHARE` of its free memory, and the host otherwise.
     With several devices the Trainer needs `use_distributed_sampler=False`: batches are shared among ranks here.
@@ -83,6 +87,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.dtype = dtype
         self.facts: DataFacts = sources.facts(options)
         self._data: ImageData | None = None
+        self._source: ImageSplit | None = None  # what training batches are made of
+        self._left = dataclasses.replace(options.augmentation, flip=False, resized_crop_area=())  # to do with crops
         self._lengths: tuple[int, ...] | None = None
         self._held: Tensor | None = None  # all training pictures, where batches are made
         self._constants: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}  # scale, offset, fill
@@ -97,6 +103,7 @@ class ImageDataModule(pl.LightningDataModule):
             self._data = sources.load(self.options, self.resolution)
             self.facts = self._data.facts
             self.mean, self.std = _statistics(self._data, self.options)
+            self._source = trained_at(self._data.train, self.options.augmentation, self.resolution)
 
     @property
     def data(self) -> ImageData:
@@ -150,7 +157,8 @@ class ImageDataModule(pl.LightningDataModule):
             batches.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
             if loop.restarting and not loop.epoch_loop.batch_progress.is_last_batch:
                 batches.resume(batches.epoch, loop.epoch_loop.batch_progress.current.ready)
-        return loader(self.data.train, batches, self.options.workers, held=self._hold())
+        assert self._source is not None
+        return loader(self._source, batches, self.options.workers, held=self._hold())
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
         """All validation pictures in stored order."""
@@ -175,12 +183,11 @@ class ImageDataModule(pl.LightningDataModule):
             assert self._held is not None
             images, rows = self._held, images
         scale, offset, fill = self._ready(images.device)
+        pictures = transforms.Unmoved(images, rows=rows)
         if batch.seed != NO_AUGMENTATION:
-            images = transforms.train_pictures(
-                images, fill, self.options.augmentation, batch.seed, batch.first, batch.whole, rows
-            )
-        images = transforms.resize(images, self.resolution)
-        return transforms.standardise(images, scale, offset, dtype), batch.labels
+            asked = self._left if batch.cropped else self.options.augmentation
+            pictures = transforms.unmoved(images, fill, asked, batch.seed, batch.first, batch.whole, rows)
+        return transforms.network_input(pictures, fill, self.resolution, scale, offset, dtype), batch.labels
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Lightning's hook: `prepare_batch` on the accelerator."""

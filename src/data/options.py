@@ -20,7 +20,11 @@ EVALUATIONS = ("whole", "released")
 
 @dataclass(frozen=True)
 class AugmentationOptions:
-    """Training augmentation, drawn per picture at the stored size, before the resize to an arm's resolution."""
+    """Training augmentation, drawn per picture at the stored size, before the resize to an arm's resolution.
+
+    With resized crops, pictures that are decoded anew for each batch are cropped and mirrored from their files straight
+    to the resolution, or the stored size where it is smaller, and the rest is done there.
+    """
 
     crop_padding: float = 0.125  # largest random shift, as a fraction of the side; the border is reflected
     flip: bool = False  # mirror left-right with probability 1/2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.splits import ImageSplit
-from src.data.streaming import worker_count
+from src.data.streaming import FileCrops, worker_count
+from src.data.transforms import crop_numbers, draw
 
 NO_AUGMENTATION = -1
 
@@ -28,9 +29,10 @@ class BatchPlan(NamedTuple):
 
 
 class RawBatch(NamedTuple):
-    """What travels to the device: pictures, labels int64 (B,), and the plan's last three.
+    """What travels to the device: pictures, labels int64 (B,), the plan's last three, and what is augmented already.
 
     `images`: uint8 (B, S, S, 3); or int64 (B,), the rows of pictures that the data module holds on the device already.
+    `cropped`: resized crop and mirror were made where the files were decoded, and only the rest is left to do.
     """
 
     images: Tensor
@@ -38,6 +40,7 @@ class RawBatch(NamedTuple):
     seed: int = NO_AUGMENTATION
     first: int = 0
     whole: int = 0
+    cropped: bool = False
 
 
 def epoch_lengths(steps: int, steps_per_epoch: int) -> tuple[int, ...]:
@@ -127,15 +130,25 @@ class OrderedBatches(Sampler[BatchPlan]):
 
 
 class BatchDataset(Dataset[RawBatch]):
-    """A split addressed by whole batches: pictures, or with `held` their rows."""
+    """A split addressed by whole batches: pictures, crops of pictures in files, or with `held` rows."""
 
     def __init__(self, split: ImageSplit, held: bool = False) -> None:
         self.split, self.held = split, held
 
     def __getitem__(self, plan: BatchPlan) -> RawBatch:
-        images = plan.rows if self.held else np.ascontiguousarray(self.split.images[plan.rows])
-        labels = torch.from_numpy(self.split.labels[plan.rows])
-        return RawBatch(torch.from_numpy(images), labels, plan.seed, plan.first, plan.whole)
+        images, labels = torch.from_numpy(self._images(plan)), torch.from_numpy(self.split.labels[plan.rows])
+        return RawBatch(images, labels, *plan[1:], cropped=isinstance(self.split.images, FileCrops))
+
+    def _images(self, plan: BatchPlan) -> NDArray[Any]:
+        source = self.split.images
+        if self.held:
+            return plan.rows
+        if not isinstance(source, FileCrops):
+            return np.ascontiguousarray(source[plan.rows])
+        assert plan.seed != NO_AUGMENTATION
+        count, draws = len(plan.rows), (plan.seed, plan.first, plan.whole)
+        mirrored = draw(count, source.shape[1], source.options, *draws).flip
+        return source.cropped(plan.rows, crop_numbers(count, *draws).numpy(), mirrored.numpy())
 
 
 def loader(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from src.data import cifar, clutter, folder, tiny_imagenet
 from src.data.options import DataOptions
-from src.data.splits import DataFacts, ImageData
-from src.data.streaming import evaluated_at
+from src.data.splits import DataFacts, ImageData, digest
+from src.data.streaming import FilePictures, evaluated_at
 
 _SOURCES = {
     "clutter": clutter,
@@ -53,4 +55,7 @@ def load(options: DataOptions, resolution: int | None = None) -> ImageData:
         ValueError: the data cannot be had or is damaged.
     """
     data = _SOURCES[options.kind].load(options)
+    if options.augmentation.resized_crop_area and isinstance(data.train.images, FilePictures):
+        # Cut from whole files, not from stored squares: other pictures than where data.memory_limit holds them all.
+        data = dataclasses.replace(data, fingerprint=digest(data.fingerprint, "crops of files"))
     return data if resolution is None else evaluated_at(data, resolution)

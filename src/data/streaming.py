@@ -1,16 +1,18 @@
-"""Pictures that stay in their files: a compact list of paths, decoding to squares, and how many processes decode.
+"""Pictures that stay in their files: a compact list of paths, decoding to squares or crops, how many processes decode.
 
 A tree that does not fit in memory is read by DataLoader workers, a whole batch each, in the order that the samplers
-give; what they return is bit for bit what the in-memory path stores. Free of torch, so that facts need none.
+give. Squares are bit for bit what the in-memory path stores; random resized crops are made while decoding, straight
+from the file. Free of torch, so that facts need none: random numbers come from whoever asks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from src.data.options import AugmentationOptions
 from src.data.splits import ImageData, ImageSplit, Pictures, SealedSplit
 
 ORIENTATION = 0x0112  # EXIF tag
+CROP_LOG_ASPECT = math.log(4 / 3)  # of resized crops; Szegedy et al. 2015 (arXiv 1409.4842), section 6
 CROP_PADDING = 32  # pixels; tensorflow/tpu, models/official/efficientnet/preprocessing.py
 PREFETCHED = 2  # batches that a DataLoader worker holds ready (its default)
 SHARED_MEMORY = Path("/dev/shm")  # where workers leave their batches, on Linux
@@ -91,11 +95,15 @@ class FilePictures:
         self._shared: list[Any] | None = None
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        pictures = np.empty((len(rows), *self.shape[1:]), np.uint8)
         read = decode_released if self.released else decode
+        return self._batch(rows, lambda place, path: read(path, self.shape[1]))
+
+    def _batch(self, rows: NDArray[np.int64], read: Callable[[int, str], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """What `read` makes of each place of a batch and the path of its file."""
+        pictures = np.empty((len(rows), *self.shape[1:]), np.uint8)
 
         def fill(place: int) -> None:
-            pictures[place] = read(f"{self.folder}{os.sep}{self.names[rows[place]]}", self.shape[1])
+            pictures[place] = read(place, f"{self.folder}{os.sep}{self.names[rows[place]]}")
 
         if multiprocessing.parent_process() is not None or len(rows) == 1:
             for place in range(len(rows)):
@@ -120,6 +128,55 @@ class FilePictures:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, names=Names(*(tensor.numpy() for tensor in state["_shared"])))
+
+
+class FileCrops(FilePictures):
+    """Files of which a training batch shows random resized crops, mirrored or not, made while they are decoded.
+
+    A crop is cut out of the whole picture, not of its centre square, and resized once, from the file to `side`.
+
+    Args:
+        files: the pictures.
+        side: of the crops, pixels.
+        options: their `resized_crop_area` and `flip` are what is done here.
+    """
+
+    def __init__(self, files: FilePictures, side: int, options: AugmentationOptions) -> None:
+        super().__init__(files.folder, files.names, side)
+        self.options = options
+
+    def cropped(
+        self, rows: NDArray[np.int64], numbers: NDArray[np.float64], mirrored: NDArray[np.bool_]
+    ) -> NDArray[np.uint8]:
+        """Crops of some of the pictures, uint8 (B, side, side, 3).
+
+        Args:
+            rows: which, int64 (B,).
+            numbers: in [0, 1), (B, 4): what `resized_crop` makes a crop of.
+            mirrored: which of them are turned left to right, bool (B,).
+        """
+        draws, turns = numbers.tolist(), mirrored.tolist()  # plain numbers are many times faster one by one
+        side, area = self.shape[1], self.options.resized_crop_area
+        return self._batch(rows, lambda place, path: decode_crop(path, side, area, draws[place], turns[place]))
+
+
+def trained_at(split: ImageSplit, options: AugmentationOptions, resolution: int) -> ImageSplit:
+    """Let random resized crops of a training split that stays in its files be made by those who read them.
+
+    They are made at a network's resolution, or at the stored side where that is smaller: no crop holds more than the
+    stored side promises, and what is done to it costs no more than the network sees. A crop has no box. Other splits
+    are returned as they are.
+
+    Args:
+        split: of training.
+        options: augmentation.
+        resolution: side of the network's input, pixels.
+    """
+    files = split.images
+    if not (isinstance(files, FilePictures) and options.resized_crop_area):
+        return split
+    crops = FileCrops(files, min(resolution, files.shape[1]), options)
+    return ImageSplit(crops, split.labels, None, split.identities)
 
 
 def evaluated_at(data: ImageData, resolution: int) -> ImageData:
@@ -226,6 +283,66 @@ def decode_released(path: str | Path, side: int) -> NDArray[np.uint8]:
         return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
+def decode_crop(
+    path: str | Path, side: int, area: Sequence[float], numbers: Sequence[float], mirrored: bool = False
+) -> NDArray[np.uint8]:
+    """A resized crop of one file as an RGB square, uint8 (side, side, 3): bilinear with antialiasing.
+
+    A JPEG whose crop is at least twice as large as needed is decoded at 1/2, 1/4 or 1/8 of its size, never so that the
+    crop has fewer than `side` pixels either way; see `decode` for what that changes. At the border of the crop the
+    filter sees what lies beyond it in the picture.
+
+    Args:
+        path: the file.
+        side: pixels.
+        area, numbers: as in `resized_crop`.
+        mirrored: left to right.
+
+    Raises:
+        BrokenPictureError: as in `decode`.
+    """
+    with opened(path) as image:
+        width, height = _upright_size(image)
+        left, top, wide, high = resized_crop(width, height, area, numbers)
+        if min(wide, high) >= 2 * side:
+            least = (math.ceil(width * side / wide), math.ceil(height * side / high))
+            image.draft(None, least if image.size == (width, height) else least[::-1])
+        picture = _as_rgb(image)
+        across, down = picture.width / width, picture.height / height  # below 1 where the JPEG was decoded smaller
+        right, bottom = min((left + wide) * across, picture.width), min((top + high) * down, picture.height)
+        box = (left * across, top * down, right, bottom)
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture)
+
+
+def resized_crop(
+    width: int, height: int, area: Sequence[float], numbers: Sequence[float]
+) -> tuple[float, float, float, float]:
+    """Left, top, width and height of a resized crop of a picture, in its pixels, not rounded (Szegedy et al. 2015).
+
+    Its share of the picture lies within `area`, uniform, and so does the log of its aspect within 3/4 to 4/3; both are
+    uniform over what fits, where torchvision's RandomResizedCrop draws again. A picture so long that no crop of such a
+    share and aspect fits gives the largest of such an aspect. In squares it is `transforms.draw_crops`, but for whole
+    pixels.
+
+    Args:
+        width, height: of the picture, pixels.
+        area: smallest and largest share.
+        numbers: four in [0, 1): share, aspect, and place from top and left.
+    """
+    tall = height / width
+    most = math.exp(CROP_LOG_ASPECT) * min(tall, 1 / tall)  # of the picture, by any permitted aspect
+    smallest, largest = min(area[0], most), min(area[1], most)
+    share = smallest + numbers[0] * (largest - smallest)
+    # Beyond these aspects (height over width, as logs) a crop of this share would be wider or taller than the picture.
+    flattest = max(math.log(tall) + math.log(share), -CROP_LOG_ASPECT)
+    tallest = min(math.log(tall) - math.log(share), CROP_LOG_ASPECT)
+    aspect = math.exp(flattest + numbers[1] * (tallest - flattest))
+    wide = min(width * math.sqrt(share * tall / aspect), width)
+    high = min(height * math.sqrt(share * aspect / tall), height)
+    return numbers[3] * (width - wide), numbers[2] * (height - high), wide, high
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     """Upright, without transparency (which shows white), in RGB; not copied where it is so already."""
     image.load()
@@ -245,8 +362,14 @@ def size(path: str | Path) -> tuple[int, int]:
         BrokenPictureError: it has none.
     """
     with opened(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened file once it is upright; of TIFFs Pillow tells just these."""
+    width, height = image.size
+    lies = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5
+    return (height, width) if lies else (width, height)
 
 
 @contextlib.contextmanager
