@@ -52,7 +52,7 @@ from src.training.fit import evaluate, fit
 from src.training.hardware import Hardware, resolve
 from src.training.limits import enforce, is_out_of_memory, memory_limit, release
 from src.training.plan import LARGEST_EVALUATION_BATCH, MemoryPlan
-from src.training.probe import plan_memory
+from src.training.probe import plan_memory, reckoned_kernels
 from src.training.schedule import check_schedule, describe, lint
 from src.training.tuning import settle
 
@@ -208,9 +208,9 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, attempt: Attempt, stop: 
         report(phase="testing", seconds_left=0.0)
         val = evaluate(fitted.module, data, "val", hardware)
         test = evaluate(fitted.module, data, "test", hardware)
-        if study.cam_pictures:
+        if study.cam_pictures or study.cam_scores:
             report(phase="maps")
-            explain(arm, fitted, data, folder, tracker)
+            explain(arm, fitted, data, folder, tracker, memory.evaluation_batch)
         record = make_record(
             arm, fitted, data, hardware, audited, val, test, tracker, folder, attempt, memory, findings
         )
@@ -247,7 +247,9 @@ def _plan_memory(arm: Arm, hardware: Hardware, folder: Path) -> MemoryPlan:
     with contextlib.suppress(ValueError):
         earlier = MemoryPlan.read(path)
         asked = study.hardware.memory_limit is not None
-        if earlier.layout.devices == study.hardware.devices and not (asked and earlier.limit_bytes != limit.bytes):
+        same = earlier.kernels == reckoned_kernels(hardware, study.hardware.devices)
+        same &= earlier.layout.devices == study.hardware.devices
+        if same and not (asked and earlier.limit_bytes != limit.bytes):
             return _enforced(earlier, study, hardware)
     planned = plan_memory(
         arm.scaled.network,

@@ -6,11 +6,12 @@ Shapes: B batch, C channels, H, W.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from src.networks.cost import Cost, Count
-from src.networks.fast import FastModule, convolve, depthwise_norm_act, fuses, fuses_depthwise
+from src.networks.fast import FastModule, convolve, depthwise_norm_act, fuses, fuses_depthwise, fuses_size
 from src.networks.layers import (
     ConvNorm,
     DropPath,
@@ -89,12 +90,20 @@ class MBConv(Block):
 
     @staticmethod
     def cost(cost: Cost, c_in: Count, c_out: Count, stage: Stage, stride: int, act: str) -> Cost:
-        """Twin of the block; an addition keeps nothing for the backward pass."""
+        """Twin of the block; an addition keeps nothing for the backward pass.
+
+        Where the middle is one kernel, the maps that the depthwise convolution and the gate receive are computed again.
+        """
         c_mid = c_in * stage.expand
+        fused = cost.execution.native and fuses_size(stage.kernel, stride)
         if stage.expand != 1:
             cost = conv_norm_cost(cost, c_in, c_mid, 1, 1, 1, act)
+            if fused:
+                cost = replace(cost, map_saved=True)
         cost = conv_norm_cost(cost, c_mid, c_mid, stage.kernel, stride, c_mid, act)
         if stage.se_ratio > 0.0:
+            if fused:
+                cost = replace(cost, map_saved=True)
             cost = squeeze_excite_cost(cost, c_mid, squeezed_channels(c_in, stage.se_ratio), act)
         return conv_norm_cost(cost, c_mid, c_out, 1, 1, 1, None)
 
@@ -146,7 +155,7 @@ class Bottleneck(Block):
     @staticmethod
     def cost(cost: Cost, c_in: Count, c_out: Count, stage: Stage, stride: int, act: str) -> Cost:
         """Twin of the block. The shortcut starts from the block's input, which the first convolution keeps already."""
-        start = Cost(cost.side, map_saved=True)
+        start = cost.afresh(map_saved=True)
         c_mid = c_out // stage.reduce
         cost = conv_norm_cost(cost, c_in, c_mid, 1, 1, 1, act)
         cost = conv_norm_cost(cost, c_mid, c_mid, stage.kernel, stride, stage.groups, act)
@@ -179,7 +188,7 @@ class Basic(Block):
     @staticmethod
     def cost(cost: Cost, c_in: Count, c_out: Count, stage: Stage, stride: int, act: str) -> Cost:
         """Twin of the block. The shortcut starts from the block's input, which the first convolution keeps already."""
-        start = Cost(cost.side, map_saved=True)
+        start = cost.afresh(map_saved=True)
         cost = conv_norm_cost(cost, c_in, c_out, stage.kernel, stride, 1, act)
         cost = conv_norm_cost(cost, c_out, c_out, stage.kernel, 1, 1, None)
         return activation_cost(_projection_cost(cost, start, c_in, c_out, stride), c_out, act)

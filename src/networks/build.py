@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from src.networks.blocks import BLOCKS
-from src.networks.cost import Cost, Count, RecomputeCost, total
+from src.networks.cost import PLAIN, Cost, Count, Execution, RecomputeCost, total
 from src.networks.layers import ConvNorm, conv_norm_cost, initialise, linear_cost, max_pool, max_pool_cost
 from src.networks.table import Network
 
@@ -131,60 +131,62 @@ class StageCosts:
 
 
 def stage_costs(
-    network: Network, resolution: Count, classes: int, channels: Sequence[Count] | None = None
+    network: Network,
+    resolution: Count,
+    classes: int,
+    channels: Sequence[Count] | None = None,
+    execution: Execution = PLAIN,
 ) -> StageCosts:
     """Twin of `ConvNet`, stage by stage, for one picture of `resolution` pixels a side.
 
     channels: in place of the table's own (`Network.channels`). Arrays here and in `resolution` must broadcast; every
         count is then an array of their common shape.
+    execution: what computes the steps in which `saved` elements are kept.
     """
     act = network.activation
     stem_channels, *others = network.channels if channels is None else channels
-    stem = conv_norm_cost(Cost(resolution), RGB, stem_channels, network.stem.kernel, network.stem.stride, 1, act)
+    pictures = Cost(resolution, execution=execution)
+    stem = conv_norm_cost(pictures, RGB, stem_channels, network.stem.kernel, network.stem.stride, 1, act)
     stem = max_pool_cost(stem, stem_channels, network.stem.pool)
     c_in, before = stem_channels, stem
     first, following = [], []
     for stage, c_out in zip(network.stages, others[: len(network.stages)], strict=True):
         block = BLOCKS[stage.block]
-        first.append(block.cost(_afresh(before), c_in, c_out, stage, stage.stride, act))
+        first.append(block.cost(before.afresh(before.map_saved), c_in, c_out, stage, stage.stride, act))
         c_in, before = c_out, first[-1]
-        following.append(block.cost(_afresh(before), c_in, c_in, stage, 1, act))
-    end = _afresh(before)
+        following.append(block.cost(before.afresh(before.map_saved), c_in, c_in, stage, 1, act))
+    end = before.afresh(before.map_saved)
     if network.head_channels:
         end, c_in = conv_norm_cost(end, c_in, others[-1], 1, 1, 1, act), others[-1]
     end = linear_cost(end, c_in, classes)
     return StageCosts(total(1, [stem, end]), tuple(first), tuple(following))
 
 
-def _afresh(cost: Cost) -> Cost:
-    """Nothing counted yet, on the current map."""
-    return Cost(cost.side, map_saved=cost.map_saved)
-
-
-def network_cost(network: Network, resolution: int, classes: int) -> Cost:
+def network_cost(network: Network, resolution: int, classes: int, execution: Execution = PLAIN) -> Cost:
     """What a whole table costs for one picture; builds nothing."""
-    return stage_costs(network, resolution, classes).total(network.repeats)
+    return stage_costs(network, resolution, classes, execution=execution).total(network.repeats)
 
 
-def recompute_cost(network: Network, resolution: int, classes: int) -> RecomputeCost:
+def recompute_cost(network: Network, resolution: int, classes: int, execution: Execution = PLAIN) -> RecomputeCost:
     """Twin of `ConvNet` with `recompute`, piece by piece; builds nothing."""
     act, kept = network.activation, 0
     inputs = again = 0
-    c_in, cost = RGB, Cost(resolution)
+    c_in, width, cost = RGB, execution.single, Cost(resolution, execution=execution)
 
     def add(piece: Cost) -> Cost:
         nonlocal kept, inputs, again
-        kept += c_in * cost.side * cost.side
+        kept += width * c_in * cost.side * cost.side
         if kept + piece.saved > inputs + again:
             inputs, again = kept, piece.saved
         return piece
 
     def start() -> Cost:
-        return Cost(cost.side, map_saved=True)  # the piece's input, counted in `kept`
+        return cost.afresh(map_saved=True)  # the piece's input, counted in `kept`
 
     stem = network.stem
-    first = conv_norm_cost(start(), RGB, stem.channels, stem.kernel, stem.stride, 1, act)
-    cost, c_in = add(max_pool_cost(first, stem.channels, stem.pool)), stem.channels
+    # Pictures are float32; the stem keeps their half-precision copy beside them.
+    first = conv_norm_cost(cost.afresh(not execution.half), RGB, stem.channels, stem.kernel, stem.stride, 1, act)
+    cost, c_in, width = add(max_pool_cost(first, stem.channels, stem.pool)), stem.channels, 1
     for stage in network.stages:
         for repeat in range(stage.repeats):
             stride = stage.stride if repeat == 0 else 1

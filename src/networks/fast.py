@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from src.choices import check_choice
 from src.kernels import depthwise, native, pointwise
+from src.networks.cost import Execution
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ def use(network: nn.Module, kernels: Kernels | str) -> None:
                 module.kernels = kernels
 
 
+def execution(kernels: str, half: bool) -> Execution:
+    """What cost twins must know of steps that are computed by the kernels of this name."""
+    return Execution(excite=KERNELS[kernels].excite, native=KERNELS[kernels].native, half=half)
+
+
 def map_type(x: Tensor) -> torch.dtype:
     """Type of what a convolution makes of `x`: autocast's, where it is on."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -108,7 +114,12 @@ def fuses(norm: nn.Module) -> bool:
 def fuses_depthwise(conv: nn.Conv2d) -> bool:
     """Whether a native kernel knows this convolution."""
     each = conv.groups == conv.in_channels == conv.out_channels
-    return each and conv.kernel_size[0] in (3, 5) and conv.stride[0] in (1, 2)
+    return each and fuses_size(conv.kernel_size[0], conv.stride[0])
+
+
+def fuses_size(kernel: int, stride: int) -> bool:
+    """Whether a native kernel knows depthwise convolutions of this kernel and stride."""
+    return kernel in (3, 5) and stride in (1, 2)
 
 
 def norm_act(

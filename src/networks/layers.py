@@ -86,13 +86,14 @@ def conv_norm_cost(
 ) -> Cost:
     """Twin of `ConvNorm`: macs = weights x output positions; params = weights + 2 per channel for batch norm.
 
-    Kept for the backward pass: the inputs of the convolution, of batch norm and of the activation.
+    Kept for the backward pass: the inputs of the convolution, of batch norm and of the activation; native kernels
+    compute the last again.
     """
     side = -(-cost.side // stride)
     weights = kernel * kernel * (c_in // groups) * c_out
     area = side * side
     cost = cost.then(side, weights * area, weights + 2 * c_out, c_out * area, cost.unsaved(c_in) + c_out * area)
-    return cost if act is None else activation_cost(cost, c_out, act)
+    return cost if act is None or cost.execution.native else activation_cost(cost, c_out, act)
 
 
 def max_pool(stride: int) -> nn.Module:
@@ -105,7 +106,8 @@ def max_pool_cost(cost: Cost, channels: Count, stride: int) -> Cost:
     if stride == 1:
         return cost
     side = -(-cost.side // stride)
-    return cost.then(side, 0, 0, 0, cost.unsaved(channels) + 2 * channels * side * side)
+    indices = 2 * cost.execution.single * channels * side * side
+    return cost.then(side, 0, 0, 0, cost.unsaved(channels) + indices)
 
 
 class SqueezeExcite(FastModule):
@@ -139,10 +141,13 @@ def squeeze_excite_cost(cost: Cost, channels: Count, squeezed: Count, act: str) 
     """Twin of `SqueezeExcite`: two matrix-vector products with bias.
 
     Kept for the backward pass: the map; the pooled vector and the gate; the squeezed vector on both sides of the
-    activation, which ReLU makes one.
+    activation, which ReLU makes one. Kernels keep one side of it, and all vectors in float32.
     """
     weights = 2 * channels * squeezed
-    vectors = 2 * channels + (1 if act == "relu" else 2) * squeezed
+    if cost.execution.excite:
+        vectors = cost.execution.single * (2 * channels + squeezed)
+    else:
+        vectors = 2 * channels + (1 if act == "relu" else 2) * squeezed
     return cost.then(cost.side, weights, weights + channels + squeezed, 0, cost.unsaved(channels) + vectors)
 
 

@@ -1,11 +1,15 @@
-"""What training keeps in memory, for the budget currency `memory_bytes`.
+"""What training keeps in memory, for the budget currency `memory_bytes` and, with the cost of a network as its kernels
+compute it, for the memory plan.
 
 memory_bytes = batch x saved elements x bytes each + parameters x bytes each + constant
 
+The currency is a price of network and resolution: what plain torch would keep, whatever trains them. The plan counts
+what is really kept (`Execution`, `src/networks/cost.py`).
+
 Covered: weights, gradients, optimizer state, the averaged copy of the weights, autocast's half-precision copies, and
 all that autograd keeps of a batch for the backward pass (`Cost.saved`; the first convolution's input, the pictures, is
-part of it). The saved bytes of a batch are exact but for the loss (48 bytes a picture with ten classes) and, in mixed
-precision, the indices of max pooling (they stay int64: ResNet-50 keeps 1.9 % more).
+part of it). The saved bytes of a batch are exact but for the loss (48 bytes a picture with ten classes) and, in the
+currency in mixed precision, the indices of max pooling (they stay int64: ResNet-50 keeps 1.9 % more).
 
 Not covered: the framework itself (libraries and the data set: hundreds of MB that every arm has alike); batch norm's
 running statistics and their average (8 to 16 bytes a channel); gradients of maps, which the backward pass frees as it

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,31 +25,79 @@ FEWEST_PICTURES = 2  # one picture has no variance
 LARGEST_EVALUATION_BATCH = 256
 FIRST_USE = 2**26  # bytes that libraries take when they first train, whatever the network: 14 to 41 MiB measured
 
-# By these factors what grows with the batch is enlarged before it is compared with the limit. Seen so far: 1.1 to 1.9
-# times the prediction (freed memory that the allocator keeps, workspaces), 0.8 to 1.12 times what a probe measured.
+# By these factors what grows with the batch is enlarged before it is compared with the limit. Seen so far: 1.0 to 1.9
+# times the prediction (freed memory that the allocator keeps, workspaces), and 0.9 to 1.14 times what probes measured,
+# up to 1.3 where they lay apart and `Line.doubt` says so.
 UNMEASURED_MARGIN = 2.0
-MEASURED_MARGIN = 1.2
+MEASURED_MARGIN = 1.15
+ONE_SIDED = 2.92  # Student's t for 2 degrees of freedom, the peaks of two probes less a line: 95 % lie below
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes that training holds at its peak: constant + pictures of a micro-batch x bytes each.
+class Line:
+    """Bytes that training holds at its peak: constant + pictures of a micro-batch x bytes each, and some for doubt.
 
     constant: libraries and data, weights, gradients and optimizer state.
-    picture: kept of each picture for the backward pass. recomputed: the same with `Layout.recompute`.
+    picture: kept of each picture for the backward pass.
+    doubt: `ONE_SIDED` x deviation of measured peaks from the line; 0: nothing was measured, or no doubt is asked for.
+    centre, reach: mean of the pictures that were measured, and root of their summed squared distances from it.
+    peaks: how many were measured.
     """
 
     constant: float
     picture: float
-    recomputed: float
+    doubt: float = 0.0
+    centre: float = 0.0
+    reach: float = 1.0
+    peaks: int = 1
+
+    def bytes(self, pictures: int) -> int:
+        """Below this the peak with so many pictures lies, as far as the line holds: the upper end of the prediction
+        interval of a straight line (any textbook of regression), which opens away from what was measured."""
+        away = (pictures - self.centre) / self.reach
+        return round(self.constant + pictures * self.picture + self.doubt * math.sqrt(1 + 1 / self.peaks + away**2))
+
+    def enlarged(self, margin: float) -> Line:
+        """The same with a margin on all that grows with the batch."""
+        return dataclasses.replace(self, picture=margin * self.picture)
+
+
+def fitted(measured: Sequence[tuple[int, float]], kept: float) -> Line:
+    """The line of least squares through (pictures, bytes), measured in two probes of the same two sizes each.
+
+    What is known bounds it from below: a picture leaves the `kept` bytes that autograd holds, and first use takes
+    `FIRST_USE`. Where the second pass finds the memory in pieces that the first has left, the line is too steep and its
+    constant too low: it is turned about its end then.
+    """
+    pictures, peaks = zip(*measured, strict=True)
+    picture, constant = statistics.linear_regression(pictures, peaks)
+    off = sum((peak - constant - picture * n) ** 2 for n, peak in measured)
+    centre = statistics.fmean(pictures)
+    reach = math.dist(pictures, [centre] * len(pictures))
+    picture = max(kept, picture - max(0.0, FIRST_USE - constant) / max(pictures))
+    return Line(
+        max(FIRST_USE, constant), picture, ONE_SIDED * math.sqrt(off / (len(peaks) - 2)), centre, reach, len(peaks)
+    )
+
+
+@dataclass(frozen=True)
+class Need:
+    """What training holds at its peak in either way. plain: maps are kept. recomputed: `Layout.recompute`."""
+
+    plain: Line
+    recomputed: Line
+
+    def way(self, recompute: bool) -> Line:
+        """One of the two."""
+        return self.recomputed if recompute else self.plain
 
     def bytes(self, pictures: int, recompute: bool) -> int:
         """Peak with so many pictures in the largest micro-batch."""
-        return round(self.constant + pictures * (self.recomputed if recompute else self.picture))
+        return self.way(recompute).bytes(pictures)
 
     def enlarged(self, margin: float) -> Need:
         """The same with a margin on all that grows with the batch."""
-        return Need(self.constant, margin * self.picture, margin * self.recomputed)
+        return Need(self.plain.enlarged(margin), self.recomputed.enlarged(margin))
 
 
 def predicted_need(cost: Cost, recompute: RecomputeCost, terms: MemoryTerms, resident: int) -> Need:
@@ -56,12 +107,14 @@ def predicted_need(cost: Cost, recompute: RecomputeCost, terms: MemoryTerms, res
     convolutions come on top. In plain training they come when much of what was saved is free again.
 
     Args:
-        cost: of one picture. recompute: the same with recomputation. terms: of the recipe, see `memory_terms`.
+        cost: of one picture, by the kernels that train. recompute: the same with recomputation.
+        terms: of the recipe, see `memory_terms`.
         resident: bytes that the process holds already on the device.
     """
     each = terms.bytes_per_saved_element
+    constant = resident + FIRST_USE + predicted_bytes(cost, 0, terms)
     recomputed = (recompute.inputs + 2 * recompute.again) * each
-    return Need(resident + FIRST_USE + predicted_bytes(cost, 0, terms), cost.saved * each, recomputed)
+    return Need(Line(constant, cost.saved * each), Line(constant, recomputed))
 
 
 @dataclass(frozen=True)
@@ -73,6 +126,7 @@ class MemoryPlan:
     predicted_bytes: peak of this layout by the twins. measured_bytes: the same, corrected by a probe on this machine;
         None: the prediction lay so far below the limit that nothing was measured.
     limit_bytes: what a device may hold, and limit_source: who says so.
+    kernels: those whose memory was reckoned with, see `src/networks/fast.py`.
     ran_out: the layout planned first ran out of memory all the same, and this is the next lower one; predicted_bytes
         and measured_bytes are still those of the first.
     """
@@ -84,6 +138,7 @@ class MemoryPlan:
     measured_bytes: int | None
     limit_bytes: int
     limit_source: str
+    kernels: str = "plain"
     ran_out: bool = False
 
     def lower(self, batch: int) -> MemoryPlan | None:
@@ -102,7 +157,7 @@ class MemoryPlan:
         recompute = ", blocks run again in the backward pass" if self.layout.recompute else ""
         expected = gib(self.measured_bytes or self.predicted_bytes)
         memory = "more ran out of memory" if self.ran_out else f"{expected} of {gib(self.limit_bytes)}"
-        return f"{steps}{recompute}: {memory} ({self.limit_source})"
+        return f"{steps}{recompute}: {memory} ({self.limit_source}), as {self.kernels} kernels need it"
 
     def write(self, path: Path) -> None:
         """Keep the plan beside the checkpoints: a run that goes on must keep its layout."""
@@ -154,10 +209,10 @@ def layouts(batch: int, devices: int = 1) -> list[Layout]:
     return [Layout(devices, n) for n in kept] + [Layout(devices, n, recompute=True) for n in kept + rest]
 
 
-def first_fit(batch: int, devices: int, limit: int, need: Need) -> Layout | None:
-    """The first of `layouts` whose need is within `limit` bytes."""
+def first_fit(batch: int, devices: int, limit: int, need: Need, ways: Sequence[bool] = (False, True)) -> Layout | None:
+    """The first of `layouts` whose need is within `limit` bytes, of those whose `recompute` is one of `ways`."""
     for layout in layouts(batch, devices):
-        if need.bytes(layout.micro_batch(batch), layout.recompute) <= limit:
+        if layout.recompute in ways and need.bytes(layout.micro_batch(batch), layout.recompute) <= limit:
             return layout
     return None
 
@@ -184,7 +239,8 @@ def evaluation_batch(limit: int, need: Need) -> int:
 
     Without gradients a picture holds the maps of one layer at a time, less than with recomputation: that is its bound.
     """
-    return max(1, min(LARGEST_EVALUATION_BATCH, int((limit - need.constant) / need.recomputed)))
+    fit = (n for n in range(LARGEST_EVALUATION_BATCH, 1, -1) if need.bytes(n, True) <= limit)
+    return next(fit, 1)
 
 
 def step_down(layout: Layout, batch: int) -> Layout | None:

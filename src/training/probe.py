@@ -1,5 +1,5 @@
-"""What two small micro-batches really take on this machine, measured in a process of its own, and the plan that rests
-on it.
+"""What two micro-batches really take on this machine, measured in processes of their own, and the plan that rests on
+it.
 
 `python -m src.training.probe` reads a pickled `Probe` and writes what it measured; only `measure` starts it.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import math
 import os
 import pickle
 import subprocess
@@ -21,7 +20,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from src.networks.build import build, network_cost, recompute_cost
-from src.networks.fast import use
+from src.networks.fast import execution, use
 from src.networks.table import Network
 from src.training.hardware import Hardware
 from src.training.limits import Limit, enforce, held_bytes, peak_bytes, restart_peak
@@ -31,17 +30,20 @@ from src.training.plan import (
     FIRST_USE,
     MEASURED_MARGIN,
     UNMEASURED_MARGIN,
+    Line,
     MemoryPlan,
     Need,
     choose,
     evaluation_batch,
     first_fit,
+    fitted,
     layouts,
     predicted_need,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASURABLE = 2**27  # bytes by which two probes should differ: allocators and libraries move by a tenth of that
+PROBES = 2  # processes: how far they lie apart says how far they may be trusted
+MEASURED_MACS = 4e11  # of one of them, at most, where it has more than two pictures: 10 s of a core at 40e9 a second
 PATIENCE = 300  # seconds
 
 
@@ -62,10 +64,17 @@ class Probe:
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes for each picture, and bytes that do not grow with the batch, beyond libraries, weights and gradients."""
+    """Peaks of the two passes: bytes beyond libraries, weights and gradients."""
 
-    picture: float
-    constant: float
+    few: float
+    many: float
+
+
+def reckoned_kernels(hardware: Hardware, devices: int) -> str:
+    """Kernels whose memory an arm needs: native ones do not know a norm whose statistics devices share, and leave its
+    layers to the others."""
+    shared = devices > 1 and hardware.sync_norm
+    return "torch" if shared and hardware.kernels == "native" else hardware.kernels
 
 
 def plan_memory(
@@ -81,8 +90,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """Choose the layout in which an arm trains within `limit`.
 
-    A prediction that fits with `UNMEASURED_MARGIN` and the whole batch at once is believed. Any other is corrected by a
-    probe, which leaves this process untouched and takes less time than one optimizer step beside 2 s of start-up.
+    A prediction that fits with `UNMEASURED_MARGIN` and the whole batch at once is believed. Any other is corrected by
+    probes, which leave this process untouched and take about as long as two optimizer steps beside 2 s of start-up
+    each, and less than one step where a batch is cut into many parts.
 
     Call it when all that stays in memory (libraries, data) is loaded, and before the network is built.
 
@@ -96,24 +106,29 @@ def plan_memory(
         ValueError: not even two pictures fit, or a device gets fewer than two.
     """
     batch = batch or recipe.batch_size
-    terms, cost = memory_terms(recipe, hardware.precision), network_cost(network, resolution, classes)
-    recomputed = recompute_cost(network, resolution, classes)
+    hardware = replace(hardware, kernels=reckoned_kernels(hardware, devices))
+    how = execution(hardware.kernels, hardware.precision.endswith("-mixed"))
+    terms, cost = memory_terms(recipe, hardware.precision), network_cost(network, resolution, classes, how)
+    recomputed = recompute_cost(network, resolution, classes, how)
     predicted = predicted_need(cost, recomputed, terms, held_bytes(hardware.accelerator))
     safe, layout = predicted.enlarged(UNMEASURED_MARGIN), layouts(batch, devices)[0]
-    measured: dict[bool, Need] = {}
+    measured: dict[bool, Line] = {}
     if safe.bytes(layout.micro_batch(batch), False) > limit.bytes:
-        probe = Probe(network, resolution, classes, recipe, hardware, False, 1, 2, limit.bytes)
-        hopeful = first_fit(batch, devices, limit.bytes, predicted)
-        # Where even the bare prediction calls for recomputation, the plain way need not be measured.
-        for recompute in (False, True) if hopeful is not None and not hopeful.recompute else (True,):
-            found = _measure_smaller(_sized(replace(probe, recompute=recompute), predicted, batch // devices))
+        for recompute in (False, True):
+            hopeful = first_fit(batch, devices, limit.bytes, predicted, (recompute,))
+            if hopeful is None and not recompute:
+                continue  # where even the bare prediction calls for recomputation, the plain way need not be measured
+            pictures = 2 if hopeful is None else hopeful.micro_batch(batch)
+            pictures = max(2, min(pictures, int(MEASURED_MACS / (3 * cost.macs))))
+            sizes = pictures // 2, pictures
+            kept = (recomputed.peak if recompute else cost.saved) * terms.bytes_per_saved_element
+            probe = Probe(network, resolution, classes, recipe, hardware, recompute, *sizes, limit.bytes)
+            found = measured_line(probe, kept)
             if found is not None:
-                # All that autograd keeps is known; a measurement can only add to it.
-                kept = (recomputed.peak if recompute else cost.saved) * terms.bytes_per_saved_element
-                constant = predicted.constant + max(0.0, found.constant - FIRST_USE)
-                picture = max(kept, found.picture)
-                measured[recompute] = _with(predicted, constant, picture, recompute)
-                safe = _with(safe, max(constant, safe.constant), MEASURED_MARGIN * picture, recompute)
+                held = predicted.way(recompute).constant - FIRST_USE
+                line = replace(found, constant=held + found.constant)
+                measured[recompute] = replace(line, doubt=0.0)
+                safe = _with(safe, line.enlarged(MEASURED_MARGIN), recompute)
             fit = first_fit(batch, devices, limit.bytes, safe)
             if fit is not None and not fit.recompute:
                 break
@@ -124,31 +139,31 @@ def plan_memory(
         evaluation_batch(limit.bytes, safe),
         pictures,
         predicted.bytes(pictures, recompute),
-        measured[recompute].bytes(pictures, recompute) if recompute in measured else None,
+        measured[recompute].bytes(pictures) if recompute in measured else None,
         limit.bytes,
         limit.source,
+        hardware.kernels,
     )
 
 
-def _with(need: Need, constant: float, picture: float, recompute: bool) -> Need:
-    """`need` with another constant, and other bytes a picture in one of the two ways of training."""
-    need = replace(need, constant=constant)
-    return replace(need, recomputed=picture) if recompute else replace(need, picture=picture)
+def _with(need: Need, line: Line, recompute: bool) -> Need:
+    """`need` with another line for one of the two ways of training."""
+    return replace(need, recomputed=line) if recompute else replace(need, plain=line)
 
 
-def _sized(probe: Probe, predicted: Need, pictures: int) -> Probe:
-    """The probe with as few pictures as can be measured, of at most `pictures`; where they would not fit, 1 and 2."""
-    each = predicted.recomputed if probe.recompute else predicted.picture
-    few = min(max(2, math.ceil(MEASURABLE / each)), pictures // 2)
-    if predicted.bytes(2 * few, probe.recompute) > probe.limit:
-        few = 1
-    return replace(probe, few=few, many=2 * few)
-
-
-def _measure_smaller(probe: Probe) -> Measured | None:
-    """`measure`, and once more with one and two pictures where the probe itself runs out of memory."""
-    found = measure(probe)
-    return measure(replace(probe, few=1, many=2)) if found is None and probe.few > 1 else found
+def measured_line(probe: Probe, kept: float) -> Line | None:
+    """The line through what `PROBES` processes measure, with ever fewer pictures where they run out of memory; None if
+    even one and two pictures do."""
+    peaks: list[tuple[int, float]] = []
+    while len(peaks) < 2 * PROBES:
+        found = measure(probe)
+        if found is not None:
+            peaks += [(probe.few, found.few), (probe.many, found.many)]
+        elif probe.few > 1:
+            peaks, probe = [], replace(probe, few=probe.few // 2, many=probe.few // 2 * 2)
+        else:
+            return None
+    return fitted(peaks, kept)
 
 
 def measure(probe: Probe) -> Measured | None:
@@ -189,9 +204,9 @@ def run(probe: Probe) -> Measured:
         loss.backward()
         del images, logits, loss
         peaks.append(peak_bytes(hardware.accelerator))
-    picture = (peaks[1] - peaks[0]) / (probe.many - probe.few)
     weights = sum(2 * p.numel() * p.element_size() for p in network.parameters())
-    return Measured(picture, max(0.0, peaks[0] - before - probe.few * picture - weights))
+    few, many = (peak - before - weights for peak in peaks)
+    return Measured(few, many)
 
 
 if __name__ == "__main__":

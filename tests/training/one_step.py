@@ -1,8 +1,8 @@
 """One optimizer step of one network in a process of its own, in the layout that its memory plan chose and under an
 enforced limit.
 
-`python one_step.py TABLE RULE BATCH LIMIT [STEPS]` prints a JSON line; RULE is a file of conf/scaling or a side in
-pixels.
+`python one_step.py TABLE RULE BATCH LIMIT [STEPS] [KERNELS]` prints a JSON line; RULE is a file of conf/scaling or a
+side in pixels.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch._dynamo  # noqa: E402 - 60 MB that an arm holds as well: Lightning 
 import yaml  # noqa: E402
 
 from src.networks.build import build  # noqa: E402
+from src.networks.fast import use  # noqa: E402
 from src.networks.table import Network, Norm, Stage, Stem  # noqa: E402
 from src.scaling.lattice import Base  # noqa: E402
 from src.scaling.rules import Rule  # noqa: E402
@@ -54,11 +55,11 @@ def scaled(name: str, rule: str) -> tuple[Network, int]:
     return arm.network, arm.resolution
 
 
-def main(name: str, rule: str, batch: str, limit: str, steps: str = "1") -> None:
+def main(name: str, rule: str, batch: str, limit: str, steps: str = "1", kernels: str = "plain") -> None:
     """Plan, enforce, train, and print what was planned and what it took."""
     table, resolution = scaled(name, rule)
     recipe = Recipe("one step", 1, int(batch), "adamw", 1e-3, 0.05, 0.1, 0.01, 0.1, 0.2, 0.2, 0.0)
-    hardware = Hardware("cpu", "cpu", "32-true", 1)
+    hardware = Hardware("cpu", "cpu", "32-true", 1, kernels)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     allowed = memory_limit(HardwareOptions("test", memory_limit=limit), "cpu")
@@ -68,6 +69,7 @@ def main(name: str, rule: str, batch: str, limit: str, steps: str = "1") -> None
     enforce(allowed.bytes, "cpu")
     restart_peak()
     network = build(table, CLASSES, dropout=recipe.dropout, drop_path=recipe.drop_path)
+    use(network, kernels)
     network.recompute = plan.layout.recompute
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, fused=True)
