@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.cam.options import EXACT, check_cam
 from src.data.options import DataOptions
 from src.launch.hydra_launcher import literal
 from src.launch.options import LaunchOptions
@@ -30,6 +31,7 @@ from src.scaling.currency import BudgetOptions
 from src.scaling.rules import Rule
 from src.tracking.options import TrackingOptions
 from src.training.options import HardwareOptions, Recipe
+from src.verdict.claims import Claim
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -44,6 +46,7 @@ class Study:
     budget: BudgetOptions
     cam_pictures: int
     published: dict[str, float]
+    claims: tuple[Claim, ...]
     dry_run: bool
     scaling: Rule
     network: Network
@@ -52,6 +55,8 @@ class Study:
     hardware: HardwareOptions
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     launcher: LaunchOptions = field(default_factory=LaunchOptions)
+    cam_scores: int = 256
+    cam_method: str = EXACT
 
     def __post_init__(self) -> None:
         for key, name in (("study", self.study), ("scaling.name", self.scaling.name)):
@@ -64,6 +69,14 @@ class Study:
             raise ValueError(f"seed={self.seed} must lie in [0, {2**31})")
         if self.cam_pictures < 0:
             raise ValueError(f"cam_pictures={self.cam_pictures} must not be negative; 0 writes no activation maps")
+        check_cam(self.cam_method, self.cam_scores)
+        pairs = [(claim.subject, rival) for claim in self.claims for rival in claim.rivals]
+        twice = sorted({" against ".join(pair) for pair in pairs if pairs.count(pair) > 1})
+        if twice or not pairs:
+            problem = f"compares {twice[0]} twice" if twice else "is empty"
+            raise ValueError(
+                f"claims={list(map(str, self.claims))} {problem}; name each comparison once, and one at least"
+            )
 
     @property
     def folder(self) -> Path:
@@ -146,7 +159,18 @@ def identity(study: Study, facts: Any) -> str:
     what the data turned out to be. Equal hashes mean one arm; coefficients and the base have one identity at every
     budget, since they spend none, unless the budget decides how long they train."""
     mapping = to_mapping(study)
-    for key in ("study", "outputs", "published", "dry_run", "tracking", "launcher", "cam_pictures"):
+    for key in (
+        "study",
+        "outputs",
+        "published",
+        "claims",
+        "dry_run",
+        "tracking",
+        "launcher",
+        "cam_pictures",
+        "cam_scores",
+        "cam_method",
+    ):
         del mapping[key]
     for key in ("threads", "devices", "memory_limit", "name", "kernels", "compile", "deterministic"):
         del mapping["hardware"][key]

@@ -16,7 +16,16 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from src import config
-from src.arm_folder import CHECKPOINTS, CONFIG_FILE, MEMORY_FILE, WANDB_FILE, is_finished
+from src.arm_folder import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    MEMORY_FILE,
+    QUEUED,
+    WANDB_FILE,
+    is_finished,
+    read_status,
+    write_status,
+)
 from src.config import Study
 from src.data.sources import check_available
 from src.launch import slurm
@@ -27,6 +36,7 @@ from src.messages import mistakes
 from src.planning import Arm, plan, plan_all, show_plan
 from src.record import RECORD_FILE, RunRecord
 from src.report.console import make_console
+from src.report.declared import declare
 from src.tracking.wandb_run import granted_mode
 from src.training.hardware import resolve
 
@@ -59,6 +69,8 @@ def run_all(configs: list[DictConfig]) -> list[int]:
         return [0] * len(configs)
     for line in _made_by_other_code(arms):
         console.print(f"note: {line}", highlight=False, markup=False)
+    with mistakes(CONF):
+        _declare(studies)
     if launcher.start == "fork":  # what all arms import, once
         importlib.import_module("src.training.fit")
     with mistakes(CONF), make_display(launcher.progress, launcher.jobs) as display:
@@ -66,6 +78,16 @@ def run_all(configs: list[DictConfig]) -> list[int]:
     for folder in dict.fromkeys(arm.study.folder for arm in arms):
         _compare(folder)
     return [exit_code(outcomes)] * len(configs)
+
+
+def _declare(studies: Sequence[Study]) -> None:
+    """Write down what each study claims, before its first arm starts.
+
+    Raises:
+        ValueError: what it has claimed before cannot be read.
+    """
+    for folder in dict.fromkeys(study.folder for study in studies):
+        declare(folder, [claim for study in studies if study.folder == folder for claim in study.claims])
 
 
 def _made_by_other_code(arms: Sequence[Arm]) -> list[str]:
@@ -100,6 +122,13 @@ def preflight(configs: list[DictConfig]) -> list[int]:
     for number, study in enumerate(studies):
         first.setdefault(plan(study).folder, number)
     wanted = [number for folder, number in first.items() if studies[number].launcher.rerun or not is_finished(folder)]
+    with mistakes(CONF):
+        _check_outputs(studies[0])
+        _declare(studies)
+    for arm in arms:
+        if not read_status(arm.folder):  # so that a report knows that it is still to come
+            arm.folder.mkdir(parents=True, exist_ok=True)
+            write_status(arm.folder, {"state": QUEUED, "arm": arm.name})
     console.print(f"{len(wanted)} of {len(arms)} arms to train, each a job that writes the study's report when it ends")
     return wanted
 

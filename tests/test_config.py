@@ -276,6 +276,8 @@ def test_values_may_point_to_others(task: DictConfig) -> None:
         ("seed", -1, r"seed=-1 must lie in \[0, 2147483648\)"),
         ("seed", 2**31, r"seed=2147483648 must lie in"),
         ("cam_pictures", -1, r"cam_pictures=-1 must not be negative"),
+        ("cam_scores", -1, r"cam_scores=-1 must not be negative"),
+        ("cam_method", "gradcan", r"cam_method='gradcan' is unknown, did you mean gradcam"),
         ("recipe__warmup", 0.2, r"recipe\.warmup=0\.2 must lie in \[0, 0\.1\]"),
         ("hardware__devices", 0, r"hardware\.devices=0"),
         ("launcher__jobs", 0, r"launcher\.jobs=0"),
@@ -306,7 +308,7 @@ def test_a_value_that_was_left_open_is_named(task: DictConfig, key: str) -> None
 
 
 SAME: dict[str, Any] = {
-    "study": "other", "outputs": "/elsewhere", "dry_run": True, "cam_pictures": 0,
+    "study": "other", "outputs": "/elsewhere", "dry_run": True, "cam_pictures": 0, "cam_scores": 0,
     "tracking__mode": "disabled", "tracking__project": "other", "tracking__tags": ["x"], "tracking__notes": "hello",
     "launcher__jobs": 2, "launcher__rerun": True, "launcher__timeout_minutes": 5.0, "launcher__progress": "none",
     "hardware__threads": 1, "hardware__name": "other",

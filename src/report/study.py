@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.arm_folder import CONFIG_FILE, STATUS_FILE, read_status
+from src.arm_folder import CONFIG_FILE, FAILED, STATUS_FILE, TIMEOUT, read_status
 from src.record import RECORD_FILE, RunRecord
+from src.verdict.looks import PlannedRun
 
 _MARKS = (RECORD_FILE, STATUS_FILE, CONFIG_FILE)  # any of them makes a folder an arm's folder
+NO_RECORD, BROKEN_RECORD = "no record", "broken record"
+_OVER = (FAILED, TIMEOUT, NO_RECORD, BROKEN_RECORD)  # what is not tried again unless somebody asks for it
+_RUN = re.compile(r"(?P<arm>.+)-(?P<budget>[0-9.e+]+)x-seed(?P<seed>\d+)-[0-9a-f]+")  # as src/planning.py names it
 
 
 @dataclass(frozen=True)
@@ -64,16 +70,23 @@ def finished(study_folder: Path, arms: tuple[ArmFolder, ...]) -> tuple[ArmFolder
     return done
 
 
+def pending(arms: Sequence[ArmFolder]) -> tuple[PlannedRun, ...]:
+    """Runs that are queued, under way or interrupted: planned, and still to come. A deleted folder is no longer
+    planned."""
+    names = [_RUN.fullmatch(arm.name) for arm in arms if arm.record is None and arm.state not in _OVER]
+    return tuple(PlannedRun(name["arm"], float(name["budget"]), int(name["seed"])) for name in names if name)
+
+
 def _read_arm(path: Path) -> ArmFolder:
     state, error = _status(path)
     if not (path / RECORD_FILE).exists():
         if state == "finished":
-            return ArmFolder(path, "no record", "its process ended without error but left no record.json", None)
+            return ArmFolder(path, NO_RECORD, "its process ended without error but left no record.json", None)
         return ArmFolder(path, state, error, None)
     try:
         record = RunRecord.read(path / RECORD_FILE)
     except (ValueError, OSError) as broken:
-        return ArmFolder(path, "broken record", str(broken), None)
+        return ArmFolder(path, BROKEN_RECORD, str(broken), None)
     detail = (
         "" if state in ("finished", "unknown") else f"its process is {state}, but its record is complete and counts"
     )

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from src.record import CURRENCY_LABELS, METRICS
 from src.verdict.cells import Cell
+from src.verdict.standing import Standing, Standings
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ RESULT = (
     _metric("peak_memory_bytes"),
     _metric("seconds"),
 )
+STANDING = ("arm", "budget", "P(best of its budget) (%)", "P(on the frontier) (%)")
+STANDING_NOTE = (
+    "Probabilities given these seeds, arms taken for exchangeable before them; on the frontier: no network that costs"
+    " as much or less is better. They name no winner; the verdict does."
+)
 INTERVAL_NOTE = "± is the half-width of the 95 % t interval over seeds; a value of one seed has none."
 
 
@@ -84,6 +90,39 @@ def markdown(cells: Sequence[Cell]) -> str:
 def escape(text: str) -> str:
     """Text that cannot end a Markdown cell."""
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def standing_table(found: Standings, title: str) -> Table:
+    """Probabilities of one network on one data set, for the terminal."""
+    table = Table(box=None, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for index, label in enumerate(STANDING):
+        table.add_column(label, justify="right" if index else "left", header_style="dim", vertical="bottom")
+    for row in found.rows:
+        table.add_row(*map(Text, _standing(row)))
+    return table
+
+
+def standing_markdown(found: Standings) -> str:
+    """The same in Markdown."""
+    lines = ["| " + " | ".join(STANDING) + " |", "|---|" + "---:|" * (len(STANDING) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(map(escape, _standing(row))) + " |" for row in found.rows)])
+
+
+def slope_lines(found: Standings) -> list[str]:
+    """Growth of accuracy with cost, one line an arm, and whether one slope would do for all."""
+    lines = [
+        f"{slope.arm}: {slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}] pp of test accuracy for each doubling"
+        f" of its cost, from {' to '.join(f'{b:g}x' for b in (slope.budgets[0], slope.budgets[-1]))} (95 % t interval)"
+        for slope in found.slopes
+    ]
+    if found.p_common is not None:
+        lines.append(f"one slope for all arms: F test, p={found.p_common:.2g}")
+    return lines
+
+
+def _standing(row: Standing) -> tuple[str, ...]:
+    shown = ("-" if p is None else f"{100 * p:.0f}" for p in (row.best, row.frontier))
+    return (row.arm, f"{row.budget:g}", *shown)
 
 
 def _table(cells: Sequence[Cell], columns: Sequence[Column], title: str) -> Table:

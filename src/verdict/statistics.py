@@ -1,6 +1,7 @@
 """Pure arithmetic of comparing arms over seeds. Values carry the unit of the caller; levels and powers lie in (0, 1).
 
-Sources: Welch 1947 (t test), Holm 1979 (step-down), Brown, Cai & DasGupta 2001 (why the binomial SE is only a floor).
+Sources: Welch 1947 (t test), Holm 1979 (step-down), Schuirmann 1987 (two one-sided tests), Kim & DeMets 1987 (power
+spending), Brown, Cai & DasGupta 2001 (why the binomial SE is only a floor).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 ALPHA = 0.05  # family-wise error of one family of claims
 POWER = 0.80
@@ -34,13 +35,24 @@ class Difference:
 
     value: float
     p: float  # two-sided, not adjusted
+    error: float  # standard error
+    df: float  # Welch's degrees of freedom
     a: tuple[float, ...]
     b: tuple[float, ...]
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Welch t interval of the difference; excludes zero exactly when p < 1 - confidence."""
-        bounds = _welch(self.a, self.b).confidence_interval(confidence)
-        return float(bounds.low), float(bounds.high)
+        half = float(special.stdtrit(self.df, (1 + confidence) / 2)) * self.error
+        return self.value - half, self.value + half
+
+    def equivalence_p(self, margin: float) -> float:
+        """P value of TOST by Welch's test: the larger of the two one-sided ones against -margin and +margin.
+
+        At most `alpha` exactly when `interval(1 - 2 * alpha)` lies inside (-margin, margin). Both nulls have to be
+        rejected, so testing each at alpha errs with chance alpha at most (intersection-union test), and with just
+        alpha at the margin itself once the interval is short against it.
+        """
+        return float(special.stdtr(self.df, (abs(self.value) - margin) / self.error))
 
 
 def estimate(values: Sequence[float], confidence: float = 1 - ALPHA) -> Estimate:
@@ -69,8 +81,19 @@ def compare(a: Sequence[float], b: Sequence[float]) -> Difference:
         raise ValueError(f"Welch's test needs two values per group, got {len(a)} and {len(b)}")
     if len(set(a)) == 1 and len(set(b)) == 1:
         raise ValueError("both groups have no spread, so there is no noise to compare against")
+    shares = [variance(side) / len(side) for side in (a, b)]  # of each mean in the variance of the difference
     value = math.fsum(a) / len(a) - math.fsum(b) / len(b)
-    return Difference(value, float(_welch(a, b).pvalue), tuple(a), tuple(b))
+    total = math.fsum(shares)
+    error = math.sqrt(total)
+    df = 1 / math.fsum((v / total) ** 2 / (len(side) - 1) for v, side in zip(shares, (a, b), strict=True))
+    p = 2 * float(special.stdtr(df, -abs(value) / error))
+    return Difference(value, p, error, df, tuple(a), tuple(b))
+
+
+def variance(values: Sequence[float]) -> float:
+    """Unbiased sample variance of two or more values."""
+    mean = math.fsum(values) / len(values)
+    return math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -99,45 +122,66 @@ def holm_confidence(p: Sequence[float], alpha: float = ALPHA) -> list[float]:
     return levels
 
 
-def welch_power(difference: float, sd: float, n: int, alpha: float) -> float:
+def welch_power(difference: float, sd: float, n: int, alpha: float, share: float = 0.5) -> float:
     """Chance that Welch's two-sided test finds a true `difference`, in its own direction, with `n` seeds per arm.
 
-    Exact for equal normal noise: given the share of one sample variance in their sum (a Beta variable), the statistic
-    is noncentral t with 2(n-1) degrees of freedom, while the critical value uses Welch's own, smaller, degrees of
-    freedom.
+    Exact for normal noise: given the share of one sample variance in their sum (distributed as that of an F variable),
+    the sum is a multiple of chi-squared and the statistic noncentral t with 2(n-1) degrees of freedom, while the
+    critical value uses Welch's own, smaller, degrees of freedom.
+
+    Args:
+        sd: root mean square of the standard deviations of the two arms.
+        share: of one arm's variance in the sum of both; 0.5 if they are equally noisy.
     """
-    half = (n - 1) / 2
-    share = stats.beta.ppf((np.arange(_QUADRATURE) + 0.5) / _QUADRATURE, half, half)
-    critical = stats.t.isf(alpha / 2, (n - 1) / (share**2 + (1 - share) ** 2))
+    half, ratio = (n - 1) / 2, share / (1 - share)
+    beta = special.betaincinv(half, half, (np.arange(_QUADRATURE) + 0.5) / _QUADRATURE)
+    seen = ratio * beta / (ratio * beta + 1 - beta)
+    critical = special.stdtrit((n - 1) / (seen**2 + (1 - seen) ** 2), 1 - alpha / 2)
+    inflation = 0.5 * (seen / share + (1 - seen) / (1 - share))  # of the true variance over what such a share suggests
     noncentrality = difference / (sd * math.sqrt(2 / n))
-    return float(np.mean(stats.nct.sf(critical, 2 * (n - 1), noncentrality)))
+    return float(np.mean(stats.nct.sf(critical / np.sqrt(inflation), 2 * (n - 1), noncentrality)))
 
 
-def smallest_detectable(sd: float, n: int, comparisons: int, alpha: float = ALPHA, power: float = POWER) -> float:
+def smallest_detectable(
+    sd: float, n: int, comparisons: int, alpha: float = ALPHA, power: float = POWER, share: float = 0.5
+) -> float:
     """Smallest true difference found with `power` at the first Holm step of `comparisons`, in the unit of `sd`."""
-    return sd * _detectable_in_sds(n, alpha / comparisons, power)
+    return sd * _detectable_in_sds(n, alpha / comparisons, power, _rounded(share))
 
 
-@functools.lru_cache(maxsize=256)
-def _detectable_in_sds(n: int, alpha: float, power: float) -> float:
+@functools.lru_cache(maxsize=4096)
+def _detectable_in_sds(n: int, alpha: float, power: float, share: float) -> float:
     upper = 0.5
-    while welch_power(upper, 1.0, n, alpha) < power:  # growing steps stay where the noncentral t is well behaved
+    while welch_power(upper, 1.0, n, alpha, share) < power:  # growing steps: the noncentral t is well behaved there
         upper *= 1.5
     lower = upper / 1.5 if upper > 0.5 else 0.0
-    return float(optimize.brentq(lambda difference: welch_power(difference, 1.0, n, alpha) - power, lower, upper))
+    return float(
+        optimize.brentq(lambda d: welch_power(d, 1.0, n, alpha, share) - power, lower, upper, xtol=1e-4, rtol=1e-4)
+    )
 
 
 def seeds_needed(
-    difference: float, sd: float, comparisons: int, alpha: float = ALPHA, power: float = POWER, most: int = 1000
+    difference: float,
+    sd: float,
+    comparisons: int,
+    alpha: float = ALPHA,
+    power: float = POWER,
+    most: int = 1000,
+    share: float = 0.5,
 ) -> int | None:
     """Fewest seeds per arm that find `difference` with `power` at the first Holm step; None if more than `most`."""
-    level = alpha / comparisons
+    level, share = alpha / comparisons, _rounded(share)
     # The normal approximation asks for a little too few, so that the exact search has only a few steps to go.
-    deviates = float(stats.norm.isf(level / 2) + stats.norm.isf(1 - power))
+    deviates = float(special.ndtri(1 - level / 2) + special.ndtri(power))
     n = max(2, math.floor(2 * (deviates * sd / difference) ** 2))
-    while n <= most and welch_power(difference, sd, n, level) < power:
+    while n <= most and sd * _detectable_in_sds(n, level, power, share) > difference:
         n += 1
     return n if n <= most else None
+
+
+def _rounded(share: float) -> float:
+    """A share of variance as one of 49 values, of one symmetric half, so that what is computed for it can be kept."""
+    return min(max(round(max(share, 1 - share), 2), 0.5), 0.98)
 
 
 def binomial_se(accuracy: float, pictures: int) -> float:
@@ -148,7 +192,3 @@ def binomial_se(accuracy: float, pictures: int) -> float:
 def spread(values: Sequence[float]) -> float:
     """Largest over smallest, minus one."""
     return max(values) / min(values) - 1
-
-
-def _welch(a: Sequence[float], b: Sequence[float]) -> stats._result_classes.TtestResult:
-    return stats.ttest_ind(a, b, equal_var=False)

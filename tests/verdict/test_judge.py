@@ -14,9 +14,11 @@ from scipy import stats
 from synthetic_study import arm_records, base_records, record
 
 from src.verdict.cells import group, is_base
-from src.verdict.grammar import NoEvidence, NotAssessable, Sentence, Supported
-from src.verdict.judge import Claim, judge
-from src.verdict.statistics import holm
+from src.verdict.claims import Claim, Family
+from src.verdict.grammar import Equivalent, NoEvidence, NotAssessable, Sentence, Supported
+from src.verdict.judge import judge
+from src.verdict.looks import PlannedRun, Progress
+from src.verdict.statistics import holm, seeds_needed
 
 LOW = [0.900, 0.901, 0.902]
 HIGH = [0.920, 0.921, 0.9225]
@@ -40,7 +42,7 @@ def test_a_clear_winner_is_supported_with_welch_numbers() -> None:
 
 def test_outcomes_of_one_family_are_told_apart() -> None:
     middle = [0.9105, 0.9100, 0.9116]
-    found = sentences({"compound": middle, "depth": LOW, "width": HIGH, "resolution": [0.911, 0.910, 0.912]})
+    found = sentences({"compound": middle, "depth": LOW, "width": HIGH, "resolution": [0.909, 0.911, 0.913]})
     assert [s.outcome for s in found] == ["supported", "contradicted", "no evidence"]
     assert [c.rival for s in found for c in s.comparisons] == ["depth", "width", "resolution"]  # type: ignore[union-attr]
     assert "compound beats depth" in str(found[0]) and "compound trails width" in str(found[1])
@@ -51,9 +53,101 @@ def test_no_evidence_says_what_could_have_been_seen() -> None:
     assert isinstance(sentence, NoEvidence)
     comparison = sentence.comparisons[0]
     # One comparison, 3 seeds: 3.505 standard deviations are found at 80 % power (the 0.701 pp of the table at 0.2 pp).
-    assert comparison.detectable == pytest.approx(3.505 * np.sqrt((1.0 + 0.8133) / 2), rel=5e-3)
+    assert comparison.detectable == pytest.approx(3.505 * np.sqrt((1.0 + 0.8133) / 2), rel=1e-2)
     assert f"{comparison.detectable:.2f} pp or more" in str(sentence)
-    assert f"would take {comparison.wanted_seeds} seeds per arm" in str(sentence)
+    resolution = sentence.resolution
+    assert resolution is not None and resolution.seeds is not None and resolution.difference == 0.5
+    assert resolution.seeds == seeds_needed(0.5, np.sqrt((1.0 + 0.8133) / 2), 1, share=1 / 1.8133)
+    more = resolution.seeds - 3
+    assert (resolution.more, resolution.hours) == (more, pytest.approx(2 * more * 100 / 3600))  # 100 s a run
+    price = f"{resolution.hours:.2g} h"
+    words = f"0.5 pp would take {resolution.seeds} seeds per arm, {more} more seeds an arm, about {price}"
+    assert words in str(sentence)
+
+
+def test_a_subject_that_is_compared_twice_is_trained_once() -> None:
+    wide = [0.90, 0.91, 0.92]
+    [sentence] = sentences({"compound": wide, "depth": [v + 0.001 for v in wide], "width": [v - 0.001 for v in wide]})
+    assert isinstance(sentence, NoEvidence) and sentence.resolution is not None
+    assert sentence.resolution.hours == pytest.approx(3 * sentence.resolution.more * 100 / 3600)
+
+
+def test_what_sees_half_a_point_is_planned_for_the_margin() -> None:
+    noise = np.array([-0.0025, -0.001, 0, 0.001, 0.0025])
+    [sentence] = sentences({"compound": (0.9 + noise).tolist(), "depth": (0.9015 - noise).tolist()})
+    assert isinstance(sentence, NoEvidence) and 0.3 < sentence.detectable < 0.5
+    assert sentence.resolution is not None and "0.3 pp would take" in str(sentence)
+
+
+def test_an_effect_beyond_a_thousand_seeds_says_so() -> None:
+    [sentence] = sentences({"compound": [0.7, 0.9, 0.8], "depth": [0.9, 0.75, 0.8]})
+    assert "0.5 pp would take over 1000 seeds per arm." in str(sentence)
+
+
+def test_equal_arms_are_equivalent_with_the_interval_of_tost() -> None:
+    calm = [0.9, 0.9003, 0.9001, 0.9002]
+    [sentence] = sentences({"compound": calm, "depth": calm[::-1], "width": [v + 0.0001 for v in calm]})
+    assert isinstance(sentence, Equivalent) and "is within ±0.3 pp of" in str(sentence)
+    for comparison in sentence.comparisons:
+        assert -0.3 < comparison.low < comparison.high < 0.3 and comparison.p <= 0.05
+    # Holm's two steps of TOST at 2.5 and 5 %: intervals of 95 and 90 %.
+    assert sorted(c.confidence for c in sentence.comparisons) == pytest.approx([0.9, 0.95])
+    shown = 100 * np.array(calm)
+    inside = [
+        max(
+            stats.ttest_ind(shown - 0.3, shown + shift, equal_var=False, alternative="less").pvalue,
+            stats.ttest_ind(shown + 0.3, shown + shift, equal_var=False, alternative="greater").pvalue,
+        )
+        for shift in (0.0, 0.01)
+    ]
+    by_hand = [2 * inside[0], max(2 * inside[0], inside[1])]
+    assert [c.p for c in sentence.comparisons] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_equivalence_is_corrected_for_the_size_of_the_family() -> None:
+    """TOST by hand: no difference, error 0.1414 sqrt(2/3) = 0.115, t = 0.3 / 0.115 = 2.6 at 4 degrees: p = 0.030."""
+    values = [0.9 - 0.001414, 0.9, 0.9 + 0.001414]
+    assert 2 * stats.t.sf(0.3 / (0.1414 * np.sqrt(2 / 3)), 4) > 0.05 > stats.t.sf(0.3 / (0.1414 * np.sqrt(2 / 3)), 4)
+    assert [s.outcome for s in sentences(dict.fromkeys(("compound", "depth"), values))] == ["equivalent"]
+    assert [s.outcome for s in sentences(dict.fromkeys(("compound", "depth", "width"), values))] == ["no evidence"]
+
+
+def test_the_margin_is_the_claims() -> None:
+    records = arm_records({"compound": [0.9, 0.9003, 0.9001, 0.9002], "depth": [0.9001, 0.9, 0.9004, 0.9]})
+    outcomes = [
+        judge(records, [Family((Claim("compound", ("depth",), margin),))]).sentences[0].outcome
+        for margin in (0.3, 0.02)
+    ]
+    assert outcomes == ["equivalent", "no evidence"]
+
+
+def test_a_difference_inside_the_margin_is_still_a_difference_and_says_how_small() -> None:
+    low = [0.9, 0.9001, 0.9002, 0.9]
+    [sentence] = sentences({"compound": [v + 0.001 for v in low], "depth": low, "width": [v - 0.05 for v in low]})
+    assert isinstance(sentence, Supported)
+    assert "all of it less than the margin of 0.3 pp against depth." in str(sentence)
+
+
+def test_holm_corrects_over_all_claims_of_a_family() -> None:
+    records = arm_records({"compound": HIGH, "depth": LOW, "width": LOW, "dwr-fast": [0.9, 0.91, 0.92]})
+    claims = (Claim("compound", ("depth",)), Claim("dwr-fast", ("width",)))
+    together = judge(records, [Family(claims)]).sentences
+    apart = judge(records, [Family((claim,)) for claim in claims]).sentences
+    raw = stats.ttest_ind(HIGH, LOW, equal_var=False).pvalue
+    assert [s.comparisons[0].p for s in (together[0], apart[0])] == pytest.approx([2 * raw, raw])  # type: ignore[union-attr]
+
+
+def test_a_family_declared_late_is_named() -> None:
+    records = arm_records({"compound": HIGH, "depth": LOW})
+    [sentence] = judge(records, [Family((Claim("compound", ("depth",)),), after=6)]).sentences
+    assert ", declared after 6 runs had finished: compound beats depth" in str(sentence)
+
+
+def test_an_arm_that_is_still_to_come_is_not_asked_for() -> None:
+    records = arm_records({"depth": LOW, "width": LOW})
+    coming = Progress(tuple(PlannedRun(arm, 2.0, 0) for arm in ("resolution", "compound")))
+    [sentence] = judge(records, progress=coming).sentences
+    assert "the sweep still runs" in str(sentence) and "add `scaling" not in str(sentence)
 
 
 def test_one_seed_is_not_assessable_and_names_the_way_out() -> None:
@@ -96,7 +190,7 @@ def test_unequal_cost_blocks_every_claim_of_its_budget_only() -> None:
 
 def test_the_family_is_data() -> None:
     records = arm_records({"dwr-fast": HIGH, "width": LOW})
-    [sentence] = judge(records, [Claim("dwr-fast", ("width",))]).sentences
+    [sentence] = judge(records, [Family((Claim("dwr-fast", ("width",)),))]).sentences
     assert "dwr-fast beats width" in str(sentence)
 
 
@@ -110,6 +204,7 @@ def test_every_sentence_ends_with_its_regime() -> None:
         {"compound": HIGH, "depth": LOW},
         {"compound": LOW, "depth": HIGH},
         {"compound": LOW, "depth": [0.9, 0.9011, 0.9019]},
+        {"compound": LOW, "depth": [0.89, 0.9011, 0.9119]},
         {"compound": [0.9]},
     ]
     outcomes = set()
@@ -119,7 +214,7 @@ def test_every_sentence_ends_with_its_regime() -> None:
         assert str(sentence).endswith(
             "Regime: b0 from 32 px on cifar10 (64 px native), 10 epochs of recipe short; not extrapolated."
         )
-    assert outcomes == {"supported", "contradicted", "no evidence", "not assessable"}
+    assert outcomes == {"supported", "equivalent", "contradicted", "no evidence", "not assessable"}
 
 
 def test_data_sets_are_judged_apart_and_never_averaged() -> None:

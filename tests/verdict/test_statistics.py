@@ -55,11 +55,44 @@ def test_interval_is_scipys_and_holds_the_mean(sample: list[float]) -> None:
 def test_welch_by_hand() -> None:
     a, b = [3.0, 5.0, 7.0], [1.0, 2.0, 3.0]  # variances 4 and 1, df = (5/3)^2 / ((16/9 + 1/9) / 2) = 50/17
     result = compare(a, b)
+    assert (result.error, result.df) == pytest.approx((math.sqrt(5 / 3), 50 / 17))
     t = 3 / math.sqrt(5 / 3)
     assert result.value == pytest.approx(3.0)
     assert result.p == pytest.approx(2 * stats.t.sf(t, 50 / 17))
     half = stats.t.ppf(0.975, 50 / 17) * math.sqrt(5 / 3)
     assert result.interval(0.95) == pytest.approx((3 - half, 3 + half))
+
+
+samples = st.lists(st.floats(80, 100), min_size=2, max_size=8, unique=True)
+
+
+@given(samples, samples, st.floats(0.01, 5))
+def test_welch_and_tost_are_scipys(a: list[float], b: list[float], margin: float) -> None:
+    if max(np.std(a), np.std(b)) < 1e-3:
+        return
+    result = compare(a, b)
+    theirs = stats.ttest_ind(a, b, equal_var=False)
+    assert result.p == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-12)
+    assert result.interval(0.983) == pytest.approx(tuple(theirs.confidence_interval(0.983)), rel=1e-6, abs=1e-9)
+    above = stats.ttest_ind(np.array(a) + margin, b, equal_var=False, alternative="greater").pvalue
+    below = stats.ttest_ind(np.array(a) - margin, b, equal_var=False, alternative="less").pvalue
+    assert result.equivalence_p(margin) == pytest.approx(max(above, below), rel=1e-6, abs=1e-12)
+
+
+@given(samples, samples, st.floats(0.01, 20), st.floats(0.001, 0.2))
+def test_tost_holds_exactly_when_its_interval_lies_inside_the_margin(
+    a: list[float], b: list[float], margin: float, alpha: float
+) -> None:
+    result = compare(a, b)
+    low, high = result.interval(1 - 2 * alpha)
+    if abs(result.equivalence_p(margin) - alpha) > 1e-9:
+        assert (result.equivalence_p(margin) <= alpha) == (-margin < low and high < margin)
+
+
+def test_tost_at_the_margin_errs_as_often_as_it_may() -> None:
+    noise = np.random.default_rng(3).normal(size=(4000, 2, 6)) * 0.05 + np.array([[[90.3], [90.0]]])
+    wrong = np.mean([compare(a.tolist(), b.tolist()).equivalence_p(0.3) <= 0.05 for a, b in noise])
+    assert wrong == pytest.approx(0.05, abs=0.0104)  # three standard errors
 
 
 @pytest.mark.parametrize(("a", "b"), [([1.0], [1.0, 2.0]), ([1.0, 1.0], [2.0, 2.0])])
@@ -114,6 +147,28 @@ def test_power_agrees_with_simulated_welch_tests() -> None:
     p = stats.ttest_ind(draws[:, 0] + 2.0, draws[:, 1], axis=1, equal_var=False)
     won = np.mean((p.pvalue < 0.05) & (p.statistic > 0))
     assert welch_power(2.0, 1.0, 4, 0.05) == pytest.approx(won, abs=0.025)
+
+
+@pytest.mark.parametrize(("n", "sds"), [(3, (1.0, 2.0)), (3, (0.5, 1.5)), (5, (2.0, 1.0)), (10, (0.5, 1.5))])
+def test_power_of_unequally_noisy_arms_agrees_with_simulated_welch_tests(n: int, sds: tuple[float, float]) -> None:
+    total = sds[0] ** 2 + sds[1] ** 2
+    effect = smallest_detectable(math.sqrt(total / 2), n, 3, share=sds[0] ** 2 / total)
+    draws = np.random.default_rng(1).normal(size=(2, 20_000, n)) * np.array(sds)[:, None, None]
+    found = stats.ttest_ind(draws[0] + effect, draws[1], axis=1, equal_var=False)
+    assert np.mean((found.pvalue < 0.05 / 3) & (found.statistic > 0)) == pytest.approx(0.8, abs=0.0105)
+
+
+def test_it_does_not_matter_which_arm_is_the_noisier() -> None:
+    assert welch_power(1.5, 1.0, 4, 0.02, share=0.9) == pytest.approx(welch_power(1.5, 1.0, 4, 0.02, share=0.1))
+    assert seeds_needed(0.5, 0.3, 3, share=0.9) == seeds_needed(0.5, 0.3, 3, share=0.1)
+    assert smallest_detectable(1.0, 3, 3, share=0.9) > smallest_detectable(1.0, 3, 3)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.73, 0.98])
+def test_needed_seeds_are_the_fewest_that_find_it(share: float) -> None:
+    n = seeds_needed(0.5, 0.41, 3, share=share)
+    assert n is not None
+    assert welch_power(0.5, 0.41, n, 0.05 / 3, share) >= 0.8 > welch_power(0.5, 0.41, n - 1, 0.05 / 3, share)
 
 
 def test_out_of_reach_is_none_and_silence_is_zero() -> None:
