@@ -14,8 +14,9 @@ import pytorch_lightning as pl
 import torch
 
 from src import config
-from src.cam.maps import class_maps
+from src.cam.methods import explain as draw_maps
 from src.cam.panel import CamFile, strips, write_panel
+from src.cam.score_run import score_arm
 from src.data.module import ImageDataModule
 from src.planning import Arm
 from src.record import RunRecord
@@ -65,11 +66,29 @@ def summary(record: RunRecord) -> dict[str, Any]:
     return {**best, "cost/FLOPs_as_MACs": record.macs, **{f"record/{k}": v for k, v in record.to_mapping().items()}}
 
 
-def explain(arm: Arm, fitted: Fit, data: ImageDataModule, folder: Path, tracker: Tracker) -> None:
-    """Exact class-activation maps of the chosen checkpoint on the study's pictures: file, panel, W&B."""
+def explain(
+    arm: Arm, fitted: Fit, data: ImageDataModule, folder: Path, tracker: Tracker, evaluation_batch: int
+) -> None:
+    """Class-activation maps of the chosen checkpoint on the study's pictures: file, panel, W&B; and their scores."""
+    study, network, base = arm.study, fitted.module.network, arm.scaled.base
+    if study.cam_pictures:
+        _draw(arm, fitted, data, folder, tracker)
+    if study.cam_scores:
+        score_arm(
+            network,
+            data,
+            folder,
+            count=study.cam_scores,
+            seed=CAM_SEED,
+            common=-(-base.resolution // base.network.output_stride),
+            batch_size=evaluation_batch,
+            method=study.cam_method,
+        )
+
+
+def _draw(arm: Arm, fitted: Fit, data: ImageDataModule, folder: Path, tracker: Tracker) -> None:
     batch = data.cam_batch(arm.study.cam_pictures, CAM_SEED)
-    network = fitted.module.network
-    maps = class_maps(network, batch.images, batch.labels)
+    maps = draw_maps(fitted.module.network, batch.images, batch.labels, method=arm.study.cam_method)
     count = len(batch.labels)
     cam = CamFile(
         images=data.denormalise(batch.images),
@@ -82,6 +101,7 @@ def explain(arm: Arm, fitted: Fit, data: ImageDataModule, folder: Path, tracker:
         indices=batch.identities.numpy(),
         boxes=(torch.full((count, 4), torch.nan) if batch.boxes is None else batch.boxes).numpy(),
         class_names=np.array(arm.facts.class_names),
+        method=arm.study.cam_method,
     )
     cam.save(folder)
     write_panel(cam, folder, f"{arm.name} at {arm.scaled.resolution} px")

@@ -24,7 +24,14 @@ from src.record import VOLATILE_FIELDS, RunRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = ["base", "depth", "width", "resolution", "compound"]
-TINY = ["recipe.epochs=1", "data.clutter.train=128", "data.clutter.val=40", "data.clutter.test=40", "cam_pictures=2"]
+TINY = [
+    "recipe.epochs=1",
+    "data.clutter.train=128",
+    "data.clutter.val=40",
+    "data.clutter.test=40",
+    "cam_pictures=2",
+    "cam_scores=8",
+]
 
 
 def run(

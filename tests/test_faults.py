@@ -27,6 +27,7 @@ TINY = (
     "recipe.epochs=2",
     "recipe.batch_size=16",
     "cam_pictures=0",
+    "cam_scores=0",
     "tracking=none",
     "launcher.progress=lines",
 )

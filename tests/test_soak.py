@@ -28,6 +28,7 @@ ARGUMENTS = (
     "data.clutter.val=40",
     "data.clutter.test=40",
     "cam_pictures=1",
+    "cam_scores=0",
     "tracking=offline",
     "launcher.checkpoint_minutes=0.01",
 )

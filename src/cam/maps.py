@@ -7,6 +7,8 @@ number of cells and cut at zero, so no hooks and no backward pass are needed.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,23 +75,30 @@ def class_maps(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: 
         raise ValueError(
             f"labels {int(labels.min())}..{int(labels.max())} leave the head's classes 0..{head.out_features - 1}"
         )
-    modes = {module: True for module in model.modules() if module.training}
-    if modes:
-        model.eval()
-    try:
-        with torch.no_grad():
-            parts = [
-                _batch_maps(model, head, picture.to(head.weight), label.to(head.weight.device))
-                for picture, label in zip(images.split(batch_size), labels.split(batch_size), strict=True)
-            ]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with at_rest(model):
+        parts = [
+            _batch_maps(model, head, picture.to(head.weight), label.to(head.weight.device))
+            for picture, label in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        ]
     columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
     maps_label, maps_predicted, predictions, probability_label, probability_predicted = columns
     return CamResult(
         maps_label, maps_predicted, labels.cpu().numpy(), predictions, probability_label, probability_predicted
     )
+
+
+@contextlib.contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; the model is left in the training mode it came in, module by module."""
+    modes = {module: True for module in model.modules() if module.training}
+    if modes:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _batch_maps(model: nn.Module, head: nn.Linear, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -74,7 +74,7 @@ def pool_to_grid(cam: Map, grid: tuple[int, int]) -> NDArray[np.float32]:
     _check_map(cam)
     if grid[0] > cam.shape[0] or grid[1] > cam.shape[1] or min(grid) < 1:
         raise ValueError(f"grid={grid} is finer than the map's {cam.shape}; pool to the coarsest arm's grid instead")
-    return (_cell_shares(cam.shape[0], grid[0]) @ cam @ _cell_shares(cam.shape[1], grid[1]).T).astype(np.float32)
+    return (cell_shares(cam.shape[0], grid[0]) @ cam @ cell_shares(cam.shape[1], grid[1]).T).astype(np.float32)
 
 
 def draw_box(
@@ -105,7 +105,7 @@ def draw_box(
     return np.array(canvas)
 
 
-def _cell_shares(size: int, cells: int) -> NDArray[np.float64]:
+def cell_shares(size: int, cells: int) -> NDArray[np.float64]:
     """(cells, size) matrix of area averages; rows sum to one, fractional overlaps are weighted by length."""
     edges = np.arange(cells + 1) * size / cells
     pixels = np.arange(size)

@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from src.cam.options import EXACT, TITLES
 from src.cam.overlay import Picture, draw_box, joint_scale, overlay
 
 CAM_FILE = "cam.npz"
@@ -21,7 +23,7 @@ SMALLEST_SIDE = 128  # pixels of a picture in a strip; smaller ones are enlarged
 
 @dataclass(frozen=True)
 class CamFile:
-    """The maps of N pictures of one arm, as stored. Maps are signed: mean + bias = logit.
+    """The maps of N pictures of one arm, as stored. Exact maps are signed: mean + bias = logit.
 
     Raises:
         ValueError: shapes or types do not fit one another, or a map is not finite.
@@ -37,6 +39,7 @@ class CamFile:
     indices: NDArray[np.int64]  # (N,), identity of the pictures, the same in all arms
     boxes: NDArray[np.float32]  # (N, 4) x_min, y_min, x_max, y_max in pixels of `images`; NaN where there is none
     class_names: NDArray[np.str_]  # (K,)
+    method: str = EXACT  # how the maps were drawn, one of `src.cam.options.METHODS`
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -63,8 +66,9 @@ class CamFile:
         """Write `cam.npz` into `folder` so that a reader never sees half a file."""
         path = folder / CAM_FILE
         temporary = folder / f".{CAM_FILE}.{os.getpid()}.tmp"
+        arrays: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
         with temporary.open("wb") as stream:
-            np.savez_compressed(stream, **{field.name: getattr(self, field.name) for field in fields(self)})
+            np.savez_compressed(stream, **arrays)
         os.replace(temporary, path)
         return path
 
@@ -89,12 +93,13 @@ def load_cam(path: Path) -> CamFile:
     Raises:
         ValueError: the file is not a complete map file; names the file.
     """
-    names = [field.name for field in fields(CamFile)]
+    names = [field.name for field in fields(CamFile) if field.name != "method"]
     try:
         with np.load(path, allow_pickle=False) as stored:
             if not isinstance(stored, Mapping):
                 raise ValueError("it holds one bare array")
-            return CamFile(**{name: stored[name] for name in names})
+            method = str(stored["method"]) if "method" in stored else EXACT  # of files before there was a choice
+            return CamFile(**{name: stored[name] for name in names}, method=method)
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -125,7 +130,7 @@ def write_panel(cam: CamFile, folder: Path, title: str) -> Path:
     count = len(cam.images)
     figure = Figure(figsize=(6.6, 2.15 * max(count, 1) + 0.7), dpi=100, layout="constrained")
     figure.suptitle(
-        f"{title}\nexact class-activation maps, {cam.maps_label.shape[1]} x {cam.maps_label.shape[2]} cells at "
+        f"{title}\n{TITLES[cam.method]}, {cam.maps_label.shape[1]} x {cam.maps_label.shape[2]} cells at "
         f"{cam.images.shape[1]} x {cam.images.shape[2]} px; one brightness scale per row",
         fontsize=9,
     )

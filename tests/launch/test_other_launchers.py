@@ -14,7 +14,14 @@ from src.launch.slurm import Place, check_devices, join, place
 from src.record import RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["recipe.epochs=1", "data.clutter.train=128", "data.clutter.val=40", "data.clutter.test=40", "cam_pictures=0"]
+TINY = [
+    "recipe.epochs=1",
+    "data.clutter.train=128",
+    "data.clutter.val=40",
+    "data.clutter.test=40",
+    "cam_pictures=0",
+    "cam_scores=0",
+]
 
 # The command line of a study whose arms do what their seed says; `print` shows which ones had their turn.
 TOY = """

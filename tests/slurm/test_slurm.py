@@ -17,7 +17,14 @@ import pytest
 from src.record import VOLATILE_FIELDS, RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["data.clutter.train=128", "data.clutter.val=40", "data.clutter.test=40", "cam_pictures=0", "tracking=none"]
+TINY = [
+    "data.clutter.train=128",
+    "data.clutter.val=40",
+    "data.clutter.test=40",
+    "cam_pictures=0",
+    "cam_scores=0",
+    "tracking=none",
+]
 SMALL = ["hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2", "hydra.launcher.timeout_min=10"]
 
 
