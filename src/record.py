@@ -275,6 +275,10 @@ def _mega(value: float) -> float:
     return value / 1e6
 
 
+def _tera(value: float) -> float:
+    return value / 1e12
+
+
 def _mebi(value: float) -> float:
     return value / 2**20
 
@@ -289,6 +293,7 @@ METRICS: dict[str, Metric] = {
         Metric("macs", "FLOPs, counted as MACs (M)", _mega, 2),
         Metric("params", "parameters (M)", _mega, 3),
         Metric("activations", "conv activations (M elements)", _mega, 3),
+        Metric("train_macs", "training MACs (T)", _tera, 3),
         Metric("depth", "depth (x base)", _same, 2),
         Metric("width", "width (x base)", _same, 2),
         Metric("resolution", "resolution (px)", _same, 0),

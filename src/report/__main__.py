@@ -11,17 +11,20 @@ from src.report.console import make_console
 from src.report.write import render, write_report
 
 HELP = """\
-Reads record.json, status.json, history.csv and cam.npz of every arm in PATH (nothing is trained, nothing is loaded on a
-GPU, nothing is asked of W&B) and writes into PATH:
+Reads record.json, status.json, history.csv, predictions.npz and cam.npz of every arm in PATH, and the study's
+claims.json (nothing is trained, nothing is loaded on a GPU, nothing is asked of W&B) and writes into PATH:
 
+  report.html           all of it on one page that needs no network: sortable, printable, every number leads to its runs
   summary.md            table, verdict, warnings, and where each number comes from
   summary.csv           one row per finished run, every field of its record
   summary.json          the same for programs: runs, rows, findings, sentences, files
-  accuracy_vs_macs.png  test accuracy over cost, every seed visible
-  learning_curves.png   accuracy and losses per epoch
-  cam_grid.png          the same pictures through every arm's eyes
+  accuracy_vs_macs.png  test accuracy over cost, every seed visible; also .svg, and .csv of what it shows
+  learning_curves.png   accuracy and losses per epoch; also .svg, and .csv of what it shows
+  cam_grid.png          the same pictures through every arm's eyes; .csv: what each arm took them for
+  looks.json            added to, never replaced: what was read when, at which error rate
 
-Works while the sweep is still running: unfinished arms are listed with their state.
+Works while the sweep is still running: unfinished arms are listed with their state, and a verdict is given when half
+and three quarters of the planned seeds have finished in every arm, more strictly than at the end.
 Exit code: 0 with at least one finished arm, 2 without."""
 
 

@@ -1,6 +1,7 @@
-"""The three figures of a study, as PNG bytes. Agg canvases without pyplot, so no global state is read or left behind.
+"""The figures of a study: accuracy over cost and learning curves, as files and as parts of the page.
 
-An arm has one colour and one marker in all figures; the colours are Okabe and Ito's, told apart with any colour vision.
+Agg and SVG canvases without pyplot, so no global state is read or left behind. An arm has one colour and one marker in
+all figures; the colours are Okabe and Ito's, told apart with any colour vision.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,27 +21,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
-from PIL import Image
+from scipy import stats
 
-from src.cam.overlay import draw_box, joint_scale, overlay
-from src.cam.panel import CAM_FILE, RIGHT_COLOUR, WRONG_COLOUR, CamFile, load_cam
-from src.record import METRICS, RunRecord
+from src.record import CURRENCY_LABELS, METRICS, Metric, RunRecord
+from src.report.svg import ARM_COLOURS, AXIS_GREY, BASE_COLOUR, GREY, GRID_GREY, Plot
 from src.verdict.cells import Cell, by_budget
 from src.verdict.grammar import Finding
-from src.verdict.guards import SPREAD_BLOCKS
-from src.verdict.statistics import binomial_se, spread
+from src.verdict.guards import LEAST_SEEDS, SPREAD_BLOCKS
+from src.verdict.statistics import ALPHA, binomial_se, spread
 
 HISTORY_FILE = "history.csv"
-_BASE_COLOUR = "#4d4d4d"
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00")
+CURVES = ("val_accuracy", "train_loss", "val_loss")
+COSTS = ("macs", "params", "activations", "train_macs", "seconds_per_epoch", "seconds", "peak_memory_bytes")
+_COUNTED = ("macs", "params", "activations", "train_macs")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _DPI = 160
-_GREY = "#666666"
-_MOST_PICTURES = 6
-_MOST_COLUMNS = 7
-_CELL_PIXELS = 160
+_MOST_POINTS = 150  # of one curve inside the page
+_ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
 Folders = Mapping[RunRecord, Path]
+History = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -55,67 +56,33 @@ def styles(cells: Sequence[Cell]) -> dict[str, Style]:
     """One style per name of a cell; the base is grey, the others take colours in alphabetical order."""
     base = {cell.name for cell in cells if cell.is_base}
     names = sorted({cell.name for cell in cells} - base)
-    looks = {name: Style(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, name in enumerate(names)}
-    return {name: Style(_BASE_COLOUR, "*", 12.5) for name in base} | looks
+    looks = {
+        name: Style(ARM_COLOURS[i % len(ARM_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, name in enumerate(names)
+    }
+    return {name: Style(BASE_COLOUR, "*", 12.5) for name in base} | looks
 
 
-def accuracy_vs_macs(cells: Sequence[Cell]) -> bytes:
-    """Test accuracy over realised cost: every seed a faint point, the mean with its 95 % t interval."""
-    look = styles(cells)
-    figure = Figure(figsize=(8.6, 5.4), dpi=_DPI)
-    margin = 0.045 + 0.0125 * max(len(cell.name) for cell in cells)  # room for the longest name at the right
-    axes = figure.add_axes((0.095, 0.215, max(0.895 - margin, 0.4), 0.735))
-    budgets = by_budget(cells)
-    level = {1.0: [c for c in cells if c.is_base]} | budgets
-    # The base's cost is on the axis even if it was not run, or arms set side by side would seem to differ in cost.
-    unscaled = math.log2(METRICS["macs"].transform(cells[0].first.base_macs))
-    centres = {1.0: unscaled} | {b: _centre(group) for b, group in level.items() if group}
-    reach = max(max(centres.values()) - min(centres.values()), 1.0)
-    apart = max([0.0, *(spread([c.first.macs for c in group]) for group in budgets.values())])
-    matched = apart <= SPREAD_BLOCKS
-    names = [name for name in look if name not in {c.name for c in cells if c.is_base}]
+def numbered(cells: Sequence[Cell]) -> list[tuple[Cell, tuple[int, ...]]]:
+    """Every cell with the places of its runs in the list of all runs, which follows the cells."""
+    firsts = np.cumsum([0, *(len(cell.records) for cell in cells)]).tolist()
+    return [(cell, tuple(range(first, first + len(cell.records)))) for cell, first in zip(cells, firsts, strict=False)]
 
-    def place(cell: Cell) -> float:
-        if cell.is_base or not matched:
-            return math.log2(METRICS["macs"].show(cell.first))
-        side = sorted(names).index(cell.name) - (len(names) - 1) / 2
-        return centres[cell.budget] + side * min(0.045 * reach, 0.2 * reach / max(len(names) - 1, 1))
 
-    last: dict[str, tuple[float, float]] = {}
-    heights: list[float] = []
-    for name, style in look.items():
-        own = [cell for cell in cells if cell.name == name]
-        points = [(place(cell), cell.estimate("test_accuracy")) for cell in own]
-        axes.plot([x for x, _ in points], [e.mean for _, e in points], color=style.colour, lw=1.2, alpha=0.45, zorder=2)
-        for cell, (x, e) in zip(own, points, strict=True):
-            values = cell.shown("test_accuracy")
-            beside = 0.0 if len(values) == 1 else 0.011 * reach  # off the bar, so that every seed is seen
-            axes.scatter([x - beside] * len(values), values, s=20, color=style.colour, alpha=0.45, lw=0, zorder=3)
-            half = e.half_width or 0.0
-            if half:
-                axes.errorbar(x, e.mean, half, color=style.colour, capsize=3, lw=1.5, zorder=4)
-            axes.plot(x, e.mean, style.marker, color=style.colour, ms=style.size, mec="white", mew=0.9, zorder=5)
-            heights += [*values, e.mean - half, e.mean + half]
-        last[name] = points[-1][0], points[-1][1].mean
-    pad = max(0.07 * (max(heights) - min(heights)), 0.2)
-    axes.set_ylim(min(heights) - pad, max(heights) + pad)
-    places = [*centres.values(), *(place(cell) for cell in cells)]
-    axes.set_xlim(min(places) - 0.08 * reach, max(places) + 0.08 * reach)
-    axes.xaxis.set_major_locator(FixedLocator(list(centres.values())))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{_amount(2**x)}\n{b:g}x base" for b, x in centres.items()])
-    _plain(axes, METRICS["macs"].label.replace(" (M)", ", logarithmic"), METRICS["test_accuracy"].label)
-    _direct_labels(axes, last, look)
-    figure.text(
-        0.012, 0.016, _caption(cells, apart if matched and budgets else None), fontsize=8, color=_GREY, linespacing=1.45
+def cost_axes(cells: Sequence[Cell]) -> tuple[Metric, ...]:
+    """The costs that accuracy can be shown over: the study's own currency first, then all that every run has."""
+    currencies = {record.currency for cell in cells for record in cell.records}
+    currency = next(iter(currencies)) if len(currencies) == 1 else "macs"
+    own = METRICS.get(currency) or Metric("price", f"{CURRENCY_LABELS[currency]} of the budget", float, 6)
+    others = (METRICS[field] for field in COSTS if field != own.field)
+    return tuple(
+        metric for metric in (own, *others) if all(metric.show(record) > 0 for cell in cells for record in cell.records)
     )
-    return _png(figure)
 
 
-def learning_curves(cells: Sequence[Cell], folders: Folders) -> tuple[bytes | None, list[Finding]]:
-    """Validation accuracy and losses per epoch; one row of panels per budget, the base in grey in each."""
+def read_histories(cells: Sequence[Cell], folders: Folders) -> tuple[dict[RunRecord, History], list[Finding]]:
+    """The curves of all runs that have them, and what is missing."""
     found: list[Finding] = []
-    histories: dict[RunRecord, dict[str, list[float]]] = {}
+    histories: dict[RunRecord, History] = {}
     for cell in cells:
         for record in cell.records:
             try:
@@ -131,213 +98,82 @@ def learning_curves(cells: Sequence[Cell], folders: Folders) -> tuple[bytes | No
             if rows != record.epochs:
                 text = f"{folders[record].name}/{HISTORY_FILE} holds {rows} epochs of the record's {record.epochs}"
                 found.append(Finding("figure", False, text, "its curve is incomplete", cell.budget, (cell.name,)))
-    base = [cell for cell in cells if cell.is_base]
-    levels = list(by_budget(cells).items()) or [(1.0, [])]
-    if not histories:
-        return None, found
+    return histories, found
+
+
+def accuracy_over_cost(cells: Sequence[Cell], metric: Metric, shape: str = "file") -> Plot:
+    """Test accuracy over realised cost: every seed a faint point, the mean with its 95 % t interval.
+
+    Args:
+        cells: of the study.
+        metric: the cost.
+        shape: `file` has its caption inside; `wide` and `narrow` stand in the page, which has captions of its own.
+    """
     look = styles(cells)
-    height = 2.9 * len(levels) + 0.75
-    figure = Figure(figsize=(10.5, height), dpi=_DPI)
-    grid = figure.subplots(len(levels), 3, squeeze=False, sharex=True)
-    figure.subplots_adjust(
-        left=0.075, right=0.99, top=1 - 0.62 / height, bottom=0.72 / height, wspace=0.27, hspace=0.24
-    )
-    for row, ((budget, group), panels) in enumerate(zip(levels, grid, strict=True), start=1):
-        for column, axes in zip(("val_accuracy", "train_loss", "val_loss"), panels, strict=True):
-            settled: list[float] = []
-            for cell in [*base, *group]:
-                settled += _curves(axes, cell, column, histories, look[cell.name])
-            _plain(axes, "epoch" if row == len(levels) else "", _history_label(column))
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            if settled:  # the first epochs, alike in all arms, must not flatten what follows
-                pad = 0.06 * (max(settled) - min(settled)) + 1e-9
-                axes.set_ylim(min(settled) - pad, max(settled) + pad)
-        panels[0].set_title(f"{budget:g}x base" if group else "base", loc="left", fontsize=10.5, weight="bold", pad=5)
-    handles = [
-        Line2D([], [], color=s.colour, marker=s.marker, ms=s.size + 1.5, mec="white", lw=2, label=n)
-        for n, s in look.items()
-    ]
-    figure.legend(handles=handles, loc="upper center", ncols=min(len(handles), 7), frameon=False, fontsize=10.5)
-    note = (
-        "Thin: one seed. Bold: mean over seeds. Marker: the epoch that validation chose, whose weights were tested. "
-        "Scales fit the last three quarters of training."
-    )
-    figure.text(0.012, 0.016, note, fontsize=8.5, color=_GREY)
-    return _png(figure), found
-
-
-def cam_grid(cells: Sequence[Cell], folders: Folders) -> tuple[bytes | None, list[Finding]]:
-    """The same pictures through every arm: map of the true class over the picture as the arm saw it."""
-    found: list[Finding] = []
-    loaded: list[tuple[Cell, CamFile]] = []
-    missing: list[Cell] = []
-    for cell in cells:
-        record = next((r for r in cell.records if (folders[r] / CAM_FILE).is_file()), None)
-        if record is None:
-            missing.append(cell)
-            continue
-        try:
-            loaded.append((cell, load_cam(folders[record] / CAM_FILE)))
-        except (OSError, ValueError) as error:
-            text = f"{folders[record].name}/{CAM_FILE} is unreadable ({str(error).split(': ', 1)[-1][:120]})"
-            found.append(Finding("G12", False, text, "", cell.budget, (cell.name,)))
-    if missing:
-        listed = ", ".join(cell.name if cell.is_base else f"{cell.name} {cell.budget:g}x" for cell in missing)
-        found.append(Finding("G12", False, f"no maps to show of {listed}", f"each run writes {CAM_FILE}"))
-    reference = _common([cam for _, cam in loaded])
-    columns: list[tuple[Cell, CamFile]] = []
-    for cell, cam in loaded:
-        if _identity(cam) == reference:
-            columns.append((cell, cam))
-        else:
-            text = f"{cell.name} explains other pictures than the other arms and is left out of the grid"
-            found.append(Finding("G12", False, text, "give all arms one list of pictures", cell.budget, (cell.name,)))
-    columns, omitted = _fitting(columns)
-    if not columns or not reference:
-        return None, found
-    return _draw_grid(columns, omitted), found
-
-
-def _draw_grid(columns: list[tuple[Cell, CamFile]], omitted: list[float]) -> bytes:
-    total = len(columns[0][1].images)
-    count = min(total, _MOST_PICTURES)
-    # The plain picture is shown as the arm nearest to the data's own resolution saw it.
-    _, plain = min(columns, key=lambda pair: abs(math.log(pair[0].first.resolution / pair[0].first.native_resolution)))
-    # Cells are laid out in inches, so that pictures stay square and captions keep their room at every number of arms.
-    side, gap, left, head, caption = 1.45, 0.09, 0.08, 0.66, 0.24
-    width = left * 2 + (len(columns) + 1) * (side + gap) - gap
-    pictures = f"First {count} of {total} pictures" if total > count else f"{total} pictures"
-    shortened = f"; left out to fit: {', '.join(f'{b:g}x' for b in omitted)}" if omitted else ""
-    note = (
-        f"{pictures}{shortened}. Exact maps of the true class, lowest seed; bright: evidence for it, one"
-        " scale per row. "
-        "Below each: predicted class and probability. A finer grid is not better evidence."
-    )
-    lines = textwrap.wrap(note, int(14.5 * width))
-    foot = 0.15 + 0.155 * len(lines)
-    height = head + count * (side + caption) + foot
-    figure = Figure(figsize=(width, height), dpi=_DPI)
-
-    def cell_axes(row: int, column: int) -> Axes:
-        x = left + column * (side + gap)
-        y = height - head - (row + 1) * side - row * caption
-        axes = figure.add_axes((x / width, y / height, side / width, side / height))
-        axes.set_axis_off()
-        return axes
-
-    for index, title in enumerate(["picture", *(_title(cell, cam) for cell, cam in columns)]):
-        x = left + index * (side + gap) + side / 2
-        name, _, rest = title.partition("\n")
-        figure.text(x / width, 1 - 0.12 / height, name, ha="center", va="top", fontsize=10.5, weight="bold")
-        figure.text(x / width, 1 - 0.33 / height, rest, ha="center", va="top", fontsize=8.5, color=_GREY)
-    for row in range(count):
-        axes = cell_axes(row, 0)
-        axes.imshow(draw_box(*_enlarged(plain, row)), interpolation="antialiased")
-        _under(axes, str(plain.class_names[plain.labels[row]]), "black")
-        scale = joint_scale([cam.maps_label[row] for _, cam in columns])
-        for index, (_, cam) in enumerate(columns):
-            axes = cell_axes(row, index + 1)
-            picture, box = _enlarged(cam, row)
-            axes.imshow(draw_box(overlay(picture, cam.maps_label[row], scale=scale), box), interpolation="antialiased")
-            right = cam.labels[row] == cam.predictions[row]
-            name = str(cam.class_names[cam.predictions[row]])
-            text = f"{'✓' if right else '✗'} {name[:15]} ({100 * float(cam.probability_predicted[row]):.0f} %)"
-            _under(axes, text, RIGHT_COLOUR if right else WRONG_COLOUR)
-    figure.text(left / width, 0.08 / height, "\n".join(lines), fontsize=8, color=_GREY, linespacing=1.4)
-    return _png(figure)
-
-
-def _common(cams: Sequence[CamFile]) -> tuple[tuple[int, int], ...]:
-    """The list of pictures that most arms explain; the first one on a tie."""
-    seen = [_identity(cam) for cam in cams]
-    return max(seen, key=seen.count) if seen else ()
-
-
-def _identity(cam: CamFile) -> tuple[tuple[int, int], ...]:
-    return tuple((int(i), int(label)) for i, label in zip(cam.indices, cam.labels, strict=True))
-
-
-def _fitting(columns: list[tuple[Cell, CamFile]]) -> tuple[list[tuple[Cell, CamFile]], list[float]]:
-    """The base and as many budgets as fit, the largest first; and the budgets left out."""
-    budgets = sorted({cell.budget for cell, _ in columns if not cell.is_base}, reverse=True)
-    kept = [pair for pair in columns if pair[0].is_base]
-    omitted: list[float] = []
-    for budget in budgets:
-        group = [pair for pair in columns if pair[0].budget == budget and not pair[0].is_base]
-        if budget == budgets[0] or (len(kept) + len(group) <= _MOST_COLUMNS and not omitted):
-            kept += group
-        else:
-            omitted.append(budget)
-    return [pair for pair in columns if pair in kept], sorted(omitted)
-
-
-def _title(cell: Cell, cam: CamFile) -> str:
-    rows, columns = cam.maps_label.shape[1:]
-    budget = "" if cell.is_base else f"{cell.budget:g}x, "
-    return f"{cell.name}\n{budget}{cam.images.shape[2]} px, grid {rows}x{columns}"
-
-
-def _enlarged(cam: CamFile, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture and box, enlarged by a whole factor: the arm's own pixels stay visible, the map above them is smooth."""
-    image = cam.images[row]
-    factor = max(1, -(-_CELL_PIXELS // min(image.shape[:2])))
-    size = (image.shape[1] * factor, image.shape[0] * factor)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST)), cam.boxes[row] * factor
-
-
-def _under(axes: Axes, text: str, colour: str) -> None:
-    axes.text(0.5, -0.025, text, transform=axes.transAxes, ha="center", va="top", fontsize=8.5, color=colour)
-
-
-def _curves(
-    axes: Axes, cell: Cell, column: str, histories: Mapping[RunRecord, dict[str, list[float]]], style: Style
-) -> list[float]:
-    """Draw one cell's seeds and their mean; returns the values after the first quarter of the epochs."""
-    factor = METRICS["val_accuracy"].transform(1.0) if column == "val_accuracy" else 1.0
-    runs = [
-        (r, np.array(histories[r]["epoch"]), factor * np.array(histories[r][column]))
-        for r in cell.records
-        if r in histories
-    ]
-    for record, epochs, values in runs:
-        alone = len(runs) == 1
-        axes.plot(epochs, values, color=style.colour, lw=1.8 if alone else 0.8, alpha=1 if alone else 0.35, zorder=2)
-        chosen = epochs == record.best_epoch
-        if chosen.any() and (column != "train_loss" or len(epochs) == 1):  # a line of one epoch cannot be seen
-            axes.plot(
-                epochs[chosen],
-                values[chosen],
-                style.marker,
-                color=style.colour,
-                ms=style.size,
-                mec="white",
-                mew=0.8,
-                zorder=5,
+    order = list(look)
+    plot, axes = _frame(cells, shape)
+    marked = dict(numbered(cells))
+    places = _Places(cells, metric)
+    last: dict[str, tuple[float, float]] = {}
+    heights: list[float] = []
+    for name, style in look.items():
+        arm = order.index(name)
+        own = [cell for cell in cells if cell.name == name]
+        points = [(places.centre(cell), cell.estimate("test_accuracy")) for cell in own]
+        axes.plot(
+            [x for x, _ in points],
+            [e.mean for _, e in points],
+            color=style.colour,
+            lw=1.2,
+            alpha=0.45,
+            zorder=2,
+            gid=plot.mark(arm),
+        )
+        for cell, (x, e) in zip(own, points, strict=True):
+            for run, record, seed_x in zip(marked[cell], cell.records, places.seeds(cell), strict=True):
+                value = METRICS["test_accuracy"].show(record)
+                heights.append(value)
+                if len(cell.records) == 1:  # its marker alone, or the point would lie beneath it
+                    continue
+                label = f"{_named(cell)}, seed {record.seed}: {METRICS['test_accuracy'].format(value)} %"
+                gid = plot.mark(arm, (run,), "test_accuracy", label)
+                axes.plot(seed_x, value, "o", ms=4.6, color=style.colour, alpha=0.6, mew=0, zorder=3, gid=gid)
+            half = e.half_width or 0.0
+            if half:
+                bar = axes.errorbar(x, e.mean, half, color=style.colour, capsize=3, lw=1.5, zorder=4)
+                for part in bar.get_children():
+                    part.set_gid(plot.mark(arm))
+            text = METRICS["test_accuracy"].format(e.mean) + (
+                f" ±{METRICS['test_accuracy'].format(half)}" if half else ""
             )
-    shared = set.intersection(*(set(epochs.tolist()) for _, epochs, _ in runs)) if runs else set()
-    if len(runs) > 1 and shared:
-        steps = np.array(sorted(shared))
-        mean = np.mean([values[np.isin(epochs, steps)] for _, epochs, values in runs], axis=0)
-        axes.plot(steps, mean, color=style.colour, lw=1.8, zorder=4)
-    return [float(v) for _, epochs, values in runs for v in values[epochs > epochs.max() / 4] if math.isfinite(v)]
+            label = f"{_named(cell)}, seed {cell.first.seed}: {text} %"
+            if len(cell.records) > 1:
+                label = f"{_named(cell)}: mean of {len(cell.records)} runs {text} %"
+            gid = plot.mark(arm, marked[cell], "test_accuracy", label)
+            axes.plot(
+                x, e.mean, style.marker, color=style.colour, ms=style.size, mec="white", mew=0.9, zorder=5, gid=gid
+            )
+            heights += [e.mean - half, e.mean + half]
+        last[name] = max(points[-1][0], *places.seeds(own[-1])), points[-1][1].mean
+    pad = max(0.07 * (max(heights) - min(heights)), 0.2)
+    axes.set_ylim(min(heights) - pad, max(heights) + pad)
+    low, high = places.limits()
+    axes.set_xlim(low, high)
+    ticks = places.ticks()
+    axes.xaxis.set_major_locator(FixedLocator([x for x, _ in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([text for _, text in ticks])
+    _plain(axes, f"{_bare_label(metric)}, logarithmic", METRICS["test_accuracy"].label, above=shape != "file")
+    if shape != "narrow":
+        _direct_labels(axes, last, look, plot)
+    if shape == "file":
+        lines = [part for line in accuracy_notes(cells, metric) for part in textwrap.wrap(line, 130)]
+        plot.figure.text(0.012, 0.016, "\n".join(lines), fontsize=8, color=GREY, linespacing=1.45)
+    return plot
 
 
-def _history(path: Path) -> dict[str, list[float]]:
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows:
-        raise ValueError("no epochs")
-    return {name: [float(row[name]) for row in rows] for name in ("epoch", "val_accuracy", "train_loss", "val_loss")}
-
-
-def _history_label(column: str) -> str:
-    """Label of a column of the curves; training columns share the unit of their validation twins."""
-    if column in METRICS:
-        return METRICS[column].label
-    return METRICS[column.replace("train_", "val_")].label.replace("validation", "training")
-
-
-def _caption(cells: Sequence[Cell], apart: float | None) -> str:
+def accuracy_notes(cells: Sequence[Cell], metric: Metric) -> list[str]:
+    """What must be known to read the figure, in sentences."""
     lines = []
     if any(len(cell.seeds) > 1 for cell in cells):
         lines.append("Points: seeds. Markers: means with 95 % t intervals over seeds.")
@@ -354,18 +190,328 @@ def _caption(cells: Sequence[Cell], apart: float | None) -> str:
             " pictures) has a standard "
             f"error of {METRICS['test_accuracy'].transform(worst):.2f} pp."
         )
-    if apart:
-        lines.append(
-            f"Arms of one budget cost the same within {100 * apart:.1f} % and are set side by side only to be seen."
+    places = _Places(cells, metric)
+    if places.matched and any(len(group) > 1 for group in by_budget(cells).values()):
+        within = f"{100 * places.apart:.1f} % in {_bare_label(metric)}"
+        lines.append(f"Arms of one budget cost the same within {within} and are set side by side only to be seen.")
+    if not places.matched and any(len(set(places.costs[cell])) > 1 for cell in cells):
+        lines.append("This cost was measured in every run: each seed stands at its own, the mean at theirs.")
+    return lines
+
+
+def learning_curves(cells: Sequence[Cell], histories: Mapping[RunRecord, History]) -> Plot | None:
+    """Validation accuracy and losses per epoch; one row of panels per budget, the base in grey in each."""
+    if not histories:
+        return None
+    levels = curve_levels(cells)
+    look = styles(cells)
+    height = 2.9 * len(levels) + 0.75
+    plot = Plot(Figure(figsize=(10.5, height), dpi=_DPI))
+    grid = plot.figure.subplots(len(levels), len(CURVES), squeeze=False, sharex=True)
+    plot.figure.subplots_adjust(
+        left=0.075, right=0.99, top=1 - 0.62 / height, bottom=0.72 / height, wspace=0.27, hspace=0.24
+    )
+    for row, ((title, shown), panels) in enumerate(zip(levels, grid, strict=True), start=1):
+        for column, axes in zip(CURVES, panels, strict=True):
+            _panel(plot, axes, cells, shown, column, histories)
+            _plain(axes, "epoch" if row == len(levels) else "", curve_label(column))
+        panels[0].set_title(title, loc="left", fontsize=10.5, weight="bold", pad=5)
+    handles = [
+        Line2D([], [], color=s.colour, marker=s.marker, ms=s.size + 1.5, mec="white", lw=2, label=n)
+        for n, s in look.items()
+    ]
+    plot.figure.legend(handles=handles, loc="upper center", ncols=min(len(handles), 7), frameon=False, fontsize=10.5)
+    plot.figure.text(0.012, 0.016, " ".join(curve_notes(cells)), fontsize=8.5, color=GREY)
+    return plot
+
+
+def curve_panel(
+    cells: Sequence[Cell], shown: Sequence[Cell], column: str, histories: Mapping[RunRecord, History]
+) -> Plot:
+    """One panel of the learning curves, as it stands in the page."""
+    plot = Plot(Figure(figsize=(3.7, 2.85)))
+    axes = plot.figure.add_axes((0.12, 0.155, 0.86, 0.735))
+    _panel(plot, axes, cells, shown, column, histories, _MOST_POINTS)
+    _plain(axes, "epoch", curve_label(column), above=True)
+    return plot
+
+
+def curve_levels(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    """Rows of the learning curves: the cells of every budget, with the base in each."""
+    base = [cell for cell in cells if cell.is_base]
+    levels = [(f"{budget:g}x base", [*base, *group]) for budget, group in by_budget(cells).items()]
+    return levels or [("base", base)]
+
+
+def curve_notes(cells: Sequence[Cell], most: int | None = None) -> list[str]:
+    """What must be known to read the curves, in sentences."""
+    lines = ["Thin: one seed. Bold: mean over seeds."]
+    if any(len(cell.records) >= LEAST_SEEDS for cell in cells):
+        lines.append("Band: 95 % t interval of the mean at each epoch.")
+    lines.append("Marker: the epoch that validation chose, whose weights were tested.")
+    lines.append("Scales fit the last three quarters of training.")
+    if most is not None and any(record.epochs > most for cell in cells for record in cell.records):
+        lines.append(f"Of longer curves every k-th epoch is drawn, {most} at most.")
+    return lines
+
+
+def page_curve_notes(cells: Sequence[Cell]) -> list[str]:
+    """The same for the page's panels, which leave out epochs of long curves."""
+    return curve_notes(cells, _MOST_POINTS)
+
+
+def curve_label(column: str) -> str:
+    """Label of a column of the curves; training columns share the unit of their validation twins."""
+    if column in METRICS:
+        return METRICS[column].label
+    return METRICS[column.replace("train_", "val_")].label.replace("validation", "training")
+
+
+def accuracy_csv(cells: Sequence[Cell], folders: Folders) -> str:
+    """Every mark of the accuracy figures as a row: seeds, and means with their intervals."""
+    accuracy, costs = METRICS["test_accuracy"], cost_axes(cells)
+    names = ("mark", "arm", "budget", "folder", "seed", accuracy.label, "low", "high", *(c.label for c in costs))
+    rows: list[tuple[Any, ...]] = []
+    for cell in cells:
+        for r in cell.records:
+            paid = (cost.show(r) for cost in costs)
+            rows.append(("seed", cell.name, cell.budget, folders[r].name, r.seed, accuracy.show(r), "", "", *paid))
+        e = cell.estimate(accuracy.field)
+        ends = ("", "") if e.half_width is None else (e.mean - e.half_width, e.mean + e.half_width)
+        means = (math.fsum(cost.show(r) for r in cell.records) / len(cell.records) for cost in costs)
+        rows.append(("mean", cell.name, cell.budget, "", "", e.mean, *ends, *means))
+    return as_csv(names, rows)
+
+
+def curves_csv(cells: Sequence[Cell], histories: Mapping[RunRecord, History], folders: Folders) -> str | None:
+    """Every epoch of every curve as a row, in the units of the figure."""
+    if not histories:
+        return None
+    names = ("arm", "budget", "folder", "seed", "epoch", *map(curve_label, CURVES), "chosen by validation")
+    rows: list[tuple[Any, ...]] = []
+    for cell in cells:
+        for r in cell.records:
+            history = histories.get(r)
+            for i, epoch in enumerate(history["epoch"] if history else ()):
+                values = (_factor(column) * history[column][i] for column in CURVES) if history else ()
+                chosen = int(epoch == r.best_epoch)
+                rows.append((cell.name, cell.budget, folders[r].name, r.seed, int(epoch), *values, chosen))
+    return as_csv(names, rows)
+
+
+def as_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows under their headings."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+class _Places:
+    """Where cells stand on a logarithmic axis of one cost (log2 of the shown value)."""
+
+    def __init__(self, cells: Sequence[Cell], metric: Metric) -> None:
+        self.metric = metric
+        self.cells = cells
+        self.costs = {cell: [metric.show(record) for record in cell.records] for cell in cells}
+        self.logs = {cell: math.log2(math.fsum(own) / len(own)) for cell, own in self.costs.items()}
+        budgets = by_budget(cells)
+        means = {cell: math.fsum(own) / len(own) for cell, own in self.costs.items()}
+        self.apart = max([0.0, *(spread([means[cell] for cell in group]) for group in budgets.values())])
+        fixed = all(spread(own) <= SPREAD_BLOCKS for own in self.costs.values())
+        self.matched = fixed and self.apart <= SPREAD_BLOCKS
+        level = {1.0: [cell for cell in cells if cell.is_base]} | budgets
+        self.centres = {b: math.fsum(self.logs[c] for c in group) / len(group) for b, group in level.items() if group}
+        # The base's cost is on the axis even if it was not run, or arms set side by side would seem to differ in cost.
+        first = cells[0].first
+        base = {"macs": first.base_macs, first.currency: first.base_price, "price": first.base_price}.get(metric.field)
+        if base and 1.0 not in self.centres:
+            self.centres = {1.0: math.log2(metric.transform(base))} | self.centres
+        every = [*self.centres.values(), *self.logs.values()]
+        self.reach = max(max(every) - min(every), 1.0) if self.matched else max(max(every) - min(every), 0.25)
+        self.names = sorted({cell.name for cell in cells if not cell.is_base})
+
+    def centre(self, cell: Cell) -> float:
+        """Of the mean."""
+        if cell.is_base or not self.matched:
+            return self.logs[cell]
+        side = self.names.index(cell.name) - (len(self.names) - 1) / 2
+        step = min(0.055 * self.reach, 0.24 * self.reach / max(len(self.names) - 1, 1))
+        return self.centres[cell.budget] + side * step
+
+    def seeds(self, cell: Cell) -> list[float]:
+        """Of every run: at its own cost where that was measured, otherwise off the bar, so that every seed is seen."""
+        if not self.matched and len(set(self.costs[cell])) > 1:
+            return [math.log2(cost) for cost in self.costs[cell]]
+        beside = 0.0 if len(self.costs[cell]) == 1 else 0.014 * self.reach
+        return [self.centre(cell) - beside] * len(self.costs[cell])
+
+    def limits(self) -> tuple[float, float]:
+        """Of the axis."""
+        every = [*self.centres.values(), *(x for c in self.cells for x in (self.centre(c), *self.seeds(c)))]
+        return min(every) - 0.08 * self.reach, max(every) + 0.08 * self.reach
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Budgets where arms share them, otherwise round costs."""
+        if self.matched:
+            return [(x, f"{self._amount(2**x)}\n{b:g}x base") for b, x in self.centres.items()]
+        low, high = (2**x for x in self.limits())
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        values = [digit * 10.0**decade for decade in decades for digit in _ROUND]
+        inside = [value for value in values if low <= value <= high] or [2 ** ((math.log2(low) + math.log2(high)) / 2)]
+        kept = inside[:: -(-len(inside) // 6)]
+        return [(math.log2(value), self._amount(value)) for value in kept]
+
+    def _amount(self, shown: float) -> str:
+        """A cost with three digits; counts with k, M or G, since one study's base may be a thousandth of another's."""
+        if self.metric.field not in _COUNTED:
+            return np.format_float_positional(float(f"{shown:.3g}"), trim="-")
+        counted = shown / self.metric.transform(1.0)
+        for size, sign in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+            if counted >= size:
+                return f"{counted / size:.3g}{sign}"
+        return f"{counted:.3g}"
+
+
+def _frame(cells: Sequence[Cell], shape: str) -> tuple[Plot, Axes]:
+    """An empty figure with room for what its shape has around the axes."""
+    width, height = {"file": (8.6, 5.4), "wide": (9.4, 4.7), "narrow": (4.2, 4.3)}[shape]
+    longest = 0.045 * 8.6 + 0.0125 * 8.6 * max(len(cell.name) for cell in cells)  # inches, at the right
+    left, right, bottom, top = {
+        "file": (0.82, 0.09 + longest, 1.16, 0.27),
+        "wide": (0.55, 0.1 + longest, 0.72, 0.42),
+        "narrow": (0.5, 0.12, 0.72, 0.4),
+    }[shape]
+    plot = Plot(Figure(figsize=(width, height), dpi=_DPI))
+    across = max(width - left - right, 0.4 * width)
+    return plot, plot.figure.add_axes((left / width, bottom / height, across / width, (height - bottom - top) / height))
+
+
+def _panel(
+    plot: Plot,
+    axes: Axes,
+    cells: Sequence[Cell],
+    shown: Sequence[Cell],
+    column: str,
+    histories: Mapping[RunRecord, History],
+    most: int | None = None,
+) -> None:
+    """Draw the curves of some cells and fit the scale to what follows the first epochs."""
+    look = styles(cells)
+    order = list(look)
+    marked = dict(numbered(cells))
+    settled: list[float] = []
+    for cell in shown:
+        arm = order.index(cell.name)
+        settled += _curves(plot, axes, cell, marked[cell], arm, column, histories, look[cell.name], most)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if histories and all(len(history["epoch"]) == 1 for history in histories.values()):
+        axes.set_xlim(0.5, 1.5)
+        axes.xaxis.set_major_locator(FixedLocator([1]))
+    if settled:  # the first epochs, alike in all arms, must not flatten what follows
+        pad = 0.06 * (max(settled) - min(settled)) + 1e-9
+        axes.set_ylim(min(settled) - pad, max(settled) + pad)
+
+
+def _curves(
+    plot: Plot,
+    axes: Axes,
+    cell: Cell,
+    marked: tuple[int, ...],
+    arm: int,
+    column: str,
+    histories: Mapping[RunRecord, History],
+    style: Style,
+    most: int | None,
+) -> list[float]:
+    """Draw one cell's seeds, their mean and its band; returns the values after the first quarter of the epochs."""
+    runs = [
+        (r, number, np.array(histories[r]["epoch"]), _factor(column) * np.array(histories[r][column]))
+        for r, number in zip(cell.records, marked, strict=True)
+        if r in histories
+    ]
+    for record, number, epochs, values in runs:
+        alone = len(runs) == 1
+        thin = _thinned(len(epochs), most)
+        axes.plot(
+            epochs[thin],
+            values[thin],
+            color=style.colour,
+            lw=1.8 if alone else 0.8,
+            alpha=1 if alone else 0.35,
+            zorder=2,
+            gid=plot.mark(arm),
         )
-    return "\n".join(part for line in lines for part in textwrap.wrap(line, 130))
+        chosen = epochs == record.best_epoch
+        if chosen.any() and (column != "train_loss" or len(epochs) == 1):  # a line of one epoch cannot be seen
+            label = f"{_named(cell)}, seed {record.seed}: {curve_label(column)} {values[chosen][0]:.4g}"
+            axes.plot(
+                epochs[chosen],
+                values[chosen],
+                style.marker,
+                color=style.colour,
+                ms=style.size if most is None else 0.8 * style.size,
+                mec="white",
+                mew=0.8,
+                zorder=5,
+                gid=plot.mark(arm, (number,), column, f"{label} at the chosen epoch {record.best_epoch}"),
+            )
+    shared = set.intersection(*(set(epochs.tolist()) for _, _, epochs, _ in runs)) if runs else set()
+    if len(runs) > 1 and shared:
+        steps = np.array(sorted(shared))[_thinned(len(shared), most)]
+        table = np.array([values[np.isin(epochs, steps)] for _, _, epochs, values in runs])
+        mean = table.mean(axis=0)
+        if len(runs) >= LEAST_SEEDS:
+            reach = stats.t.ppf(1 - ALPHA / 2, len(runs) - 1) / math.sqrt(len(runs))
+            half = reach * table.std(axis=0, ddof=1)
+            gid = plot.mark(arm)
+            axes.fill_between(steps, mean - half, mean + half, color=style.colour, alpha=0.13, lw=0, zorder=1, gid=gid)
+        axes.plot(steps, mean, color=style.colour, lw=1.8, zorder=4, gid=plot.mark(arm))
+    return [float(v) for _, _, epochs, values in runs for v in values[epochs > epochs.max() / 4] if math.isfinite(v)]
 
 
-def _direct_labels(axes: Axes, last: Mapping[str, tuple[float, float]], look: Mapping[str, Style]) -> None:
+def _thinned(count: int, most: int | None) -> np.ndarray:
+    """Places of the epochs that are drawn: every k-th, and the last."""
+    step = 1 if most is None else -(-count // most)
+    return np.array(sorted({*range(0, count, step), count - 1}), dtype=np.intp)
+
+
+def _history(path: Path) -> History:
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows:
+        raise ValueError("no epochs")
+    return {name: [float(row[name]) for row in rows] for name in ("epoch", *CURVES)}
+
+
+def _factor(column: str) -> float:
+    return METRICS[column].transform(1.0) if column in METRICS else 1.0
+
+
+def _named(cell: Cell) -> str:
+    return cell.name if cell.is_base else f"{cell.name} {cell.budget:g}x"
+
+
+def _bare_label(metric: Metric) -> str:
+    """The label without its unit where the axis writes it at every number."""
+    return metric.label.partition(" (")[0] if metric.field in _COUNTED else metric.label
+
+
+def _direct_labels(axes: Axes, last: Mapping[str, tuple[float, float]], look: Mapping[str, Style], plot: Plot) -> None:
     """Write each arm's name beside its last point; those at the right in the margin, pushed apart where they meet."""
     low, high = axes.get_ylim()
     right = max(x for x, _ in last.values())
     left = min(x for x, _ in last.values())
+    order = list(look)
     early = {name for name, (x, _) in last.items() if right - x > 0.4 * (right - left)}  # these end far from the margin
     for name in early:
         axes.annotate(
@@ -377,6 +523,7 @@ def _direct_labels(axes: Axes, last: Mapping[str, tuple[float, float]], look: Ma
             fontsize=11,
             weight="bold",
             color=look[name].colour,
+            gid=plot.mark(order.index(name)),
         )
     wanted = sorted(((y - low) / (high - low), name) for name, (_, y) in last.items() if name not in early)
     step = 0.062
@@ -387,7 +534,7 @@ def _direct_labels(axes: Axes, last: Mapping[str, tuple[float, float]], look: Ma
     for i in range(len(heights) - 2, -1, -1):
         heights[i] = min(heights[i], heights[i + 1] - step)
     for (_, name), height in zip(wanted, heights, strict=True):
-        axes.annotate(
+        label = axes.annotate(
             name,
             xy=last[name],
             xytext=(1.02, height),
@@ -405,29 +552,22 @@ def _direct_labels(axes: Axes, last: Mapping[str, tuple[float, float]], look: Ma
                 "shrinkB": 6,
             },
             annotation_clip=False,
+            gid=plot.mark(order.index(name)),
         )
+        assert label.arrow_patch is not None  # arrowprops make one
+        label.arrow_patch.set_gid(plot.mark(order.index(name)))
 
 
-def _plain(axes: Axes, x: str, y: str) -> None:
+def _plain(axes: Axes, x: str, y: str, above: bool = False) -> None:
+    """Axes without ornament; `above` writes the label of the upright axis over it, where it takes no width."""
     axes.set_xlabel(x, fontsize=10.5)
-    axes.set_ylabel(y, fontsize=10.5)
+    if above:
+        axes.set_title(y, loc="left", fontsize=10.5, pad=9, x=-0.06)
+    else:
+        axes.set_ylabel(y, fontsize=10.5)
+    axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#999999")
-    axes.tick_params(labelsize=9.5, color="#999999")
-    axes.grid(axis="y", color="#e6e6e6", lw=0.8)
+    axes.spines[["left", "bottom"]].set_color(AXIS_GREY)
+    axes.tick_params(labelsize=9.5, color=AXIS_GREY)
+    axes.grid(axis="y", color=GRID_GREY, lw=0.8)
     axes.set_axisbelow(True)
-
-
-def _centre(group: Sequence[Cell]) -> float:
-    return math.fsum(math.log2(METRICS["macs"].show(cell.first)) for cell in group) / len(group)
-
-
-def _amount(mega: float) -> str:
-    return f"{mega / 1000:.2f} G" if mega >= 1000 else f"{mega:.0f} M" if mega >= 100 else f"{mega:.1f} M"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

@@ -18,12 +18,26 @@ from rich.padding import Padding
 from rich.text import Text
 
 from src.record import METRICS, RECORD_FILE, RunRecord, write_atomically
-from src.report.figures import accuracy_vs_macs, cam_grid, learning_curves
-from src.report.study import ArmFolder, finished, read_study
-from src.report.table import INTERVAL_NOTE, escape, markdown, tables
+from src.report.answers import read_answers
+from src.report.declared import families, looks, remember
+from src.report.drawings import figure_files, gather
+from src.report.page import PAGE_FILE, page
+from src.report.study import ArmFolder, finished, pending, read_study
+from src.report.table import (
+    INTERVAL_NOTE,
+    STANDING_NOTE,
+    escape,
+    markdown,
+    slope_lines,
+    standing_markdown,
+    standing_table,
+    tables,
+)
 from src.verdict.cells import Cell
 from src.verdict.grammar import Finding, NotAssessable, Sentence
-from src.verdict.judge import PRIMARY, Claim, Verdict, judge
+from src.verdict.judge import Verdict, judge
+from src.verdict.looks import Progress
+from src.verdict.standing import Standings, standings
 
 SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON = "summary.md", "summary.csv", "summary.json"
 FIGURES = {
@@ -31,7 +45,13 @@ FIGURES = {
     "learning_curves.png": "Learning curves",
     "cam_grid.png": "Class-activation maps",
 }
-_COLOUR = {"supported": "green", "contradicted": "red", "no evidence": "yellow", "not assessable": "yellow"}
+_COLOUR = {
+    "supported": "green",
+    "equivalent": "cyan",
+    "contradicted": "red",
+    "no evidence": "yellow",
+    "not assessable": "yellow",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,7 @@ class Report:
     unfinished: tuple[ArmFolder, ...]
     remarks: tuple[str, ...]  # on folders that count although something about them is odd
     verdict: Verdict
+    standings: tuple[Standings, ...]
     findings: tuple[Finding, ...]  # guards and what the figures lack; blocking ones first
     files: tuple[Path, ...]
 
@@ -58,8 +79,8 @@ class Report:
         return self.verdict.sentences
 
 
-def write_report(study_folder: Path, claims: Sequence[Claim] = (PRIMARY,)) -> Report:
-    """Read a study folder, judge it and write summary.{md,csv,json} and the figures into it.
+def write_report(study_folder: Path) -> Report:
+    """Read a study folder, judge it and write report.html, summary.{md,csv,json} and the figures into it.
 
     Unfinished and broken arms are listed, never fatal. A figure that has nothing to show is removed rather than left
     stale.
@@ -69,18 +90,20 @@ def write_report(study_folder: Path, claims: Sequence[Claim] = (PRIMARY,)) -> Re
     """
     arms = read_study(study_folder)
     done = finished(study_folder, arms)
-    verdict = judge([arm.record for arm in done if arm.record is not None], claims)
     # One run copied into two folders is two folders with equal records; the guards name it, the figures need either.
     folders = {arm.record: arm.path for arm in done if arm.record is not None}
-    curves, curve_findings = learning_curves(verdict.cells, folders)
-    maps, map_findings = cam_grid(verdict.cells, folders)
-    images = (accuracy_vs_macs(verdict.cells), curves, maps)
-    files = [study_folder / name for name in (SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON)]
-    for name, image in zip(FIGURES, images, strict=True):
-        if image is None:
+    progress = Progress(pending(arms), looks(study_folder))
+    answers, odd = read_answers(folders)
+    records = [arm.record for arm in done if arm.record is not None]
+    verdict = judge(records, families(study_folder), progress, answers)
+    remember(study_folder, verdict.looks)
+    material = gather(verdict.cells, folders)
+    files = [study_folder / name for name in (PAGE_FILE, SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON)]
+    for name, content in figure_files(material).items():
+        if content is None:
             (study_folder / name).unlink(missing_ok=True)
         else:
-            _write_bytes(study_folder / name, image)
+            _write_bytes(study_folder / name, content)
             files.append(study_folder / name)
     report = Report(
         folder=study_folder,
@@ -89,12 +112,14 @@ def write_report(study_folder: Path, claims: Sequence[Claim] = (PRIMARY,)) -> Re
         unfinished=tuple(arm for arm in arms if arm.record is None),
         remarks=tuple(f"{arm.name}: {arm.detail}" for arm in done if arm.detail),
         verdict=verdict,
-        findings=(*verdict.findings, *curve_findings, *map_findings),
+        standings=standings(verdict.cells, progress),
+        findings=(*verdict.findings, *odd, *material.findings),
         files=tuple(files),
     )
     write_atomically(study_folder / SUMMARY_CSV, _csv(report))
     write_atomically(study_folder / SUMMARY_JSON, json.dumps(to_mapping(report), indent=1, ensure_ascii=False) + "\n")
     write_atomically(study_folder / SUMMARY_MD, to_markdown(report))
+    _write_bytes(study_folder / PAGE_FILE, page(to_mapping(report), material).encode())
     return report
 
 
@@ -111,6 +136,11 @@ def render(report: Report, console: Console) -> None:
         text = Text(str(sentence))
         text.stylize(f"bold {_COLOUR[sentence.outcome]}", 0, len(sentence.outcome))
         console.print(text)
+    for found in _shown_standings(report):
+        console.print()
+        console.print(standing_table(found, f"How likely, {found.setting}"))
+        console.print(Text(STANDING_NOTE, style="dim"))
+        _print_list(console, f"Growth with cost, {found.setting}", slope_lines(found))
     said = {reason for s in report.sentences if isinstance(s, NotAssessable) for reason in s.reasons}
     _print_list(console, "Warnings", [*(str(f) for f in report.findings if f not in said), *report.remarks])
     _print_list(console, "Not finished", _unfinished(report))
@@ -126,6 +156,7 @@ def to_mapping(report: Report) -> dict[str, Any]:
         "question": report.question,
         "rows": [_row(cell) for cell in report.cells],
         "sentences": [{"outcome": s.outcome, "text": str(s), **dataclasses.asdict(s)} for s in report.sentences],
+        "standings": [dataclasses.asdict(found) for found in report.standings],
         "findings": [{**dataclasses.asdict(f), "text": str(f)} for f in report.findings],
         "regimes": [str(regime) for regime in report.verdict.regimes],
         "unfinished": [{"folder": a.name, "state": a.state, "detail": a.detail} for a in report.unfinished],
@@ -141,6 +172,10 @@ def to_markdown(report: Report) -> str:
     parts = [f"# {report.folder.name}", report.question, markdown(report.cells), INTERVAL_NOTE, "## Verdict"]
     parts.append(_bullets([_bold_outcome(s) for s in report.sentences]))
     parts += [f"Regime: {regime}." for regime in report.verdict.regimes]
+    for found in _shown_standings(report):
+        parts += [f"## How likely, {found.setting}", standing_markdown(found), STANDING_NOTE]
+        if found.slopes:
+            parts.append(_bullets([escape(line) for line in slope_lines(found)]))
     if report.findings or report.remarks:
         findings = [f"{'**blocks the claim** ' if f.blocking else ''}{escape(str(f))}" for f in report.findings]
         parts += ["## Guards and warnings", _bullets([*findings, *report.remarks])]
@@ -173,6 +208,11 @@ def to_markdown(report: Report) -> str:
         "\n".join(trace),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _shown_standings(report: Report) -> list[Standings]:
+    """Those that hold any number."""
+    return [s for s in report.standings if any(row.best is not None for row in s.rows) or s.slopes]
 
 
 def _question(cells: Sequence[Cell]) -> str:

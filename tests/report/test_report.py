@@ -20,7 +20,9 @@ from synthetic_study import arm_records, base_records, folder_name, write_arm, w
 from src.arm_folder import ArmLock
 from src.record import METRICS, RunRecord
 from src.report.__main__ import main
+from src.report.declared import LOOKS_FILE
 from src.report.figures import styles
+from src.report.page import PAGE_FILE
 from src.report.study import read_study
 from src.report.write import FIGURES, SUMMARY_CSV, SUMMARY_JSON, SUMMARY_MD, Report, render, write_report
 from src.verdict.cells import group
@@ -51,9 +53,10 @@ def summary(report: Report) -> dict:
 
 
 def test_all_files_are_written_and_nothing_else(whole: Report) -> None:
-    expected = {SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON, *FIGURES}
+    beside = {"accuracy_vs_macs.svg", "learning_curves.svg", *(name.replace(".png", ".csv") for name in FIGURES)}
+    expected = {PAGE_FILE, SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON, *FIGURES, *beside}
     assert {path.name for path in whole.files} == expected
-    assert {path.name for path in whole.folder.iterdir() if path.is_file()} == expected
+    assert {path.name for path in whole.folder.iterdir() if path.is_file()} == {*expected, LOOKS_FILE}
     for name in FIGURES:
         width, height = Image.open(whole.folder / name).size
         assert width >= 600 and height >= 400
@@ -278,7 +281,7 @@ def test_help_names_what_is_read_and_written(capsys: pytest.CaptureFixture[str])
         main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert all(name in text for name in ("record.json", "cam.npz", SUMMARY_MD, *FIGURES))
+    assert all(name in text for name in ("record.json", "cam.npz", PAGE_FILE, SUMMARY_MD, *FIGURES))
 
 
 def test_hidden_folders_are_no_arms(tmp_path: Path) -> None:
