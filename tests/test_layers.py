@@ -31,7 +31,7 @@ ROOMS = (
     "launch",
 )
 # Then the wiring, in this order; any other module at the top is an entry point, which nothing imports.
-FLOORS = (*ROOMS, "config", "messages", "command", "planning", "study", "outcome")
+FLOORS = (*ROOMS, "config", "messages", "command", "planning", "study", "outcome", "rehearsal", "prospect")
 
 UNKNOWN = {  # what a room knows nothing of, beside the rooms after it
     "kernels": {"lightning"},
@@ -46,7 +46,7 @@ UNKNOWN = {  # what a room knows nothing of, beside the rooms after it
 ONLY = {  # who may import a library
     "wandb": {"tracking"},
     "hydra": {"launch", "config", "messages", "command", "study"},
-    "omegaconf": {"launch", "config", "messages", "command", "study", "run", "explain"},
+    "omegaconf": {"launch", "config", "messages", "command", "study", "run", "explain", "plan"},
 }
 LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics")
 
@@ -213,6 +213,7 @@ HYDRA = {"hydra", "omegaconf"}
         (("-c", "import src.messages, src.config"), {"hydra", "src.config", "src.training.options"}, HEAVY),
         (("-c", "import src.record"), {"src.record"}, HEAVY | HYDRA | {"numpy"}),
         (("-c", "import src.verdict.judge"), {"numpy"}, TORCH | HYDRA | {"wandb"}),
+        (("-m", "src.audit", "--help"), {"src.verdict.published"}, TORCH | HYDRA | {"wandb", "matplotlib", "sklearn"}),
         (("-c", "import src.report.write"), {"matplotlib"}, TORCH | HYDRA | {"wandb"}),
         (("-c", "import src.training.plan"), {"src.training.layout"}, HEAVY | HYDRA),
         (("-c", "import src.launch.processes"), {"src.launch.options"}, HEAVY | {"src.networks", "src.verdict"}),
