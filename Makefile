@@ -19,7 +19,8 @@ test: $(INSTALLED)  ## ruff, the type checker and the default tests
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not slurm"
 
-test-slow: $(INSTALLED)  ## all tests, the slow ones too
+test-slow: $(INSTALLED)  ## all tests, the slow ones too; those of the report in a browser need an installed Chromium
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cam,browser]'
 	$(BIN)/python -m pytest
 
 test-slurm: $(INSTALLED)  ## a real SLURM on this machine (Debian, as root): started on loopback, tested, taken down

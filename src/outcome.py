@@ -18,7 +18,7 @@ from src.cam.methods import explain as draw_maps
 from src.cam.panel import CamFile, strips, write_panel
 from src.cam.score_run import score_arm
 from src.data.module import ImageDataModule
-from src.planning import Arm
+from src.planning import Arm, larger_pictures
 from src.record import RunRecord
 from src.scaling import audit
 from src.scaling.rules import Factors
@@ -69,21 +69,23 @@ def summary(record: RunRecord) -> dict[str, Any]:
 def explain(
     arm: Arm, fitted: Fit, data: ImageDataModule, folder: Path, tracker: Tracker, evaluation_batch: int
 ) -> None:
-    """Class-activation maps of the chosen checkpoint on the study's pictures: file, panel, W&B; and their scores."""
-    study, network, base = arm.study, fitted.module.network, arm.scaled.base
+    """Class-activation maps of the chosen checkpoint on the study's pictures, and their scores: files, panel, W&B."""
+    study, base = arm.study, arm.scaled.base
     if study.cam_pictures:
         _draw(arm, fitted, data, folder, tracker)
     if study.cam_scores:
-        score_arm(
-            network,
+        scored = score_arm(
+            fitted.module.network,
             data,
             folder,
             count=study.cam_scores,
             seed=CAM_SEED,
-            common=-(-base.resolution // base.network.output_stride),
+            common=base.network.final_side(base.resolution),
             batch_size=evaluation_batch,
+            larger=larger_pictures(arm),
             method=study.cam_method,
         )
+        tracker.summarise({f"cam/{name}": value for name, value in scored.summary().items()})
 
 
 def _draw(arm: Arm, fitted: Fit, data: ImageDataModule, folder: Path, tracker: Tracker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import textwrap
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from src.report.console import make_console, print_whole
 from src.scaling.currency import ACTIVATIONS, MACS, PARAMS, Currency, Measured
 from src.scaling.latency import LatencyCache, LatencyPrice
 from src.scaling.lattice import Base
+from src.scaling.rules import RESOLUTION_ONLY
 from src.scaling.solve import ScaledNetwork, solve, spread
 from src.training.hardware import likely_precision, resolve
 from src.training.memory import MemoryTerms, memory_terms, predicted_bytes
@@ -124,6 +126,20 @@ def solve_arm(study: Study, *, with_data: bool) -> ScaledNetwork:
     classes = len(_facts(study.data).class_names) if with_data else study.network.classes
     base = Base(study.network, classes)
     return _solve(base, study.scaling, study.budget.network_multiple, _currency(study, base))
+
+
+def larger_pictures(arm: Arm) -> int:
+    """Pixels at which the base would cost what the arms of its study's budget cost: what its maps are controlled with.
+
+    0 for every other arm, and where resolution alone cannot spend the budget or would have to be timed again.
+    """
+    study = arm.study
+    if study.scaling.scales or study.budget.currency == "latency_s":
+        return 0
+    try:
+        return solve_arm(dataclasses.replace(study, scaling=RESOLUTION_ONLY), with_data=True).resolution
+    except ValueError:
+        return 0
 
 
 def _currency(study: Study, base: Base) -> Currency | Measured:

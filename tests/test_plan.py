@@ -42,7 +42,8 @@ from tests.report.synthetic_pilot import write_runs
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
     "recipe.epochs=2", "recipe.batch_size=16", "data.clutter.train=96", "data.clutter.val=40", "data.clutter.test=60",
-    "cam_pictures=2", "cam_scores=0", "tracking=none", "hardware.kernels=plain", "hardware.precision=32-true", "hardware.threads=1",
+    "cam_pictures=2", "cam_scores=0", "tracking=none", "hardware.kernels=plain", "hardware.precision=32-true",
+    "hardware.threads=1",
 )  # fmt: skip
 SIZES = {"train": 96, "val": 40, "test": 60}
 

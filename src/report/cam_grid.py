@@ -15,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from src.cam.options import TITLES
 from src.cam.overlay import draw_box, joint_scale, overlay
 from src.cam.panel import CAM_FILE, RIGHT_COLOUR, WRONG_COLOUR, CamFile, load_cam
-from src.cam.score_file import GRIDS, SCORES_FILE, load_scores
+from src.cam.score_file import GRIDS, SCORES_FILE, ScoreFile, load_scores
 from src.cam.scores import MEASURES
 from src.record import RunRecord
 from src.report.figures import Folders, as_csv, numbered
@@ -81,28 +82,27 @@ class Score:
     grids: tuple[tuple[str, tuple[Value | None, ...]], ...]
 
 
-def read_scores(cells: Sequence[Cell], folders: Folders) -> tuple[dict[RunRecord, Mapping[str, float]], list[Finding]]:
-    """Scores of the maps of all runs that have any, by `measure/grid`, and what could not be read."""
+def read_scores(cells: Sequence[Cell], folders: Folders) -> tuple[dict[RunRecord, ScoreFile], list[Finding]]:
+    """Scores of the maps of all runs that have any, and what could not be read."""
     found: list[Finding] = []
-    scores: dict[RunRecord, Mapping[str, float]] = {}
+    scores: dict[RunRecord, ScoreFile] = {}
     for cell in cells:
         for record in cell.records:
             path = folders[record] / SCORES_FILE
             if not path.is_file():
                 continue
             try:
-                scores[record] = load_scores(path).summary()
+                scores[record] = load_scores(path)
             except (OSError, ValueError) as error:
                 text = f"{path.parent.name}/{SCORES_FILE} is unreadable ({str(error).split(': ', 1)[-1][:120]})"
                 found.append(Finding("G12", False, text, "", cell.budget, (cell.name,)))
     return scores, found
 
 
-def score_rows(
-    cells: Sequence[Cell], columns: Sequence[Column], scores: Mapping[RunRecord, Mapping[str, float]]
-) -> list[Score]:
+def score_rows(cells: Sequence[Cell], columns: Sequence[Column], files: Mapping[RunRecord, ScoreFile]) -> list[Score]:
     """Every measure of which any column has a score, as it stands beneath the maps."""
     marked = dict(numbered(cells))
+    scores = {record: file.summary() for record, file in files.items()}
     rows = []
 
     def value(column: Column, name: str) -> Value | None:
@@ -207,7 +207,7 @@ def page_rows(columns: Sequence[Column]) -> tuple[list[Row], str]:
             tiles.append(Tile(uri, side, predicted, chance, bool(cam.labels[i] == cam.predictions[i]), column.run))
         uri, side = _uri(draw_box(*_enlarged(plain, i)))
         rows.append(Row(str(plain.class_names[plain.labels[i]]), uri, side, tuple(tiles)))
-    return rows, _note(count, total, [])
+    return rows, _note(columns, count, total, [])
 
 
 def _draw_grid(columns: Sequence[Column], omitted: list[float]) -> Plot:
@@ -217,7 +217,7 @@ def _draw_grid(columns: Sequence[Column], omitted: list[float]) -> Plot:
     # Cells are laid out in inches, so that pictures stay square and captions keep their room at every number of arms.
     side, gap, left, head, caption = 1.45, 0.09, 0.08, 0.66, 0.24
     width = left * 2 + (len(columns) + 1) * (side + gap) - gap
-    lines = textwrap.wrap(_note(count, total, omitted), int(14.5 * width))
+    lines = textwrap.wrap(_note(columns, count, total, omitted), int(14.5 * width))
     foot = 0.15 + 0.155 * len(lines)
     height = head + count * (side + caption) + foot
     figure = Figure(figsize=(width, height), dpi=_DPI)
@@ -257,13 +257,13 @@ def title(column: Column) -> tuple[str, str]:
     return column.cell.name, f"{budget}{column.cam.images.shape[2]} px, grid {rows}x{columns}"
 
 
-def _note(count: int, total: int, omitted: Sequence[float]) -> str:
+def _note(columns: Sequence[Column], count: int, total: int, omitted: Sequence[float]) -> str:
+    drawn = " / ".join(sorted({TITLES[column.cam.method] for column in columns}))
     pictures = f"First {count} of {total} pictures" if total > count else f"{total} pictures"
     shortened = f"; left out to fit: {', '.join(f'{b:g}x' for b in omitted)}" if omitted else ""
     return (
-        f"{pictures}{shortened}. Exact maps of the true class, lowest seed; bright: evidence for it, one"
-        " scale per row. "
-        "Below each: predicted class and probability. A finer grid is not better evidence."
+        f"{pictures}{shortened}. {drawn[0].upper()}{drawn[1:]} of the true class, lowest seed; bright: evidence for it,"
+        " one scale per row. Below each: predicted class and probability. A finer grid is not better evidence."
     )
 
 

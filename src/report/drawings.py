@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from src.cam.score_file import ScoreFile
 from src.record import RunRecord
 from src.report.cam_grid import Column, cam_csv, cam_grid, read_columns, read_scores
 from src.report.figures import (
@@ -31,7 +32,7 @@ class Material:
     folders: Folders
     histories: Mapping[RunRecord, History]
     columns: tuple[Column, ...]
-    scores: Mapping[RunRecord, Mapping[str, float]]  # of maps, by `measure/grid`
+    scores: Mapping[RunRecord, ScoreFile]
     findings: tuple[Finding, ...]  # on what could not be read
 
 

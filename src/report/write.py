@@ -8,7 +8,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from src.cam.score_file import ScoreFile
 from src.record import METRICS, RECORD_FILE, RunRecord, write_atomically
 from src.report.answers import read_answers
 from src.report.declared import families, looks, remember
@@ -35,8 +36,10 @@ from src.report.table import (
 )
 from src.verdict.cells import Cell
 from src.verdict.grammar import Finding, NotAssessable, Sentence
-from src.verdict.judge import Verdict, judge
+from src.verdict.guards import check
+from src.verdict.judge import Verdict, judge, regime_of
 from src.verdict.looks import Progress
+from src.verdict.maps import MapSentence, judge_maps
 from src.verdict.standing import Standings, standings
 
 SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON = "summary.md", "summary.csv", "summary.json"
@@ -64,6 +67,7 @@ class Report:
     unfinished: tuple[ArmFolder, ...]
     remarks: tuple[str, ...]  # on folders that count although something about them is odd
     verdict: Verdict
+    map_sentences: tuple[MapSentence, ...]  # where maps were scored
     standings: tuple[Standings, ...]
     findings: tuple[Finding, ...]  # guards and what the figures lack; blocking ones first
     files: tuple[Path, ...]
@@ -74,9 +78,9 @@ class Report:
         return self.verdict.cells
 
     @property
-    def sentences(self) -> tuple[Sentence, ...]:
-        """All that the sweep allows to be said."""
-        return self.verdict.sentences
+    def sentences(self) -> tuple[Sentence | MapSentence, ...]:
+        """All that the sweep allows to be said: of accuracies, then of activation maps."""
+        return (*self.verdict.sentences, *self.map_sentences)
 
 
 def write_report(study_folder: Path) -> Report:
@@ -98,6 +102,7 @@ def write_report(study_folder: Path) -> Report:
     verdict = judge(records, families(study_folder), progress, answers)
     remember(study_folder, verdict.looks)
     material = gather(verdict.cells, folders)
+    map_sentences, map_findings = _judge_maps(verdict.cells, material.scores)
     files = [study_folder / name for name in (PAGE_FILE, SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON)]
     for name, content in figure_files(material).items():
         if content is None:
@@ -113,7 +118,8 @@ def write_report(study_folder: Path) -> Report:
         remarks=tuple(f"{arm.name}: {arm.detail}" for arm in done if arm.detail),
         verdict=verdict,
         standings=standings(verdict.cells, progress),
-        findings=(*verdict.findings, *odd, *material.findings),
+        map_sentences=map_sentences,
+        findings=(*verdict.findings, *odd, *material.findings, *map_findings),
         files=tuple(files),
     )
     write_atomically(study_folder / SUMMARY_CSV, _csv(report))
@@ -141,7 +147,7 @@ def render(report: Report, console: Console) -> None:
         console.print(standing_table(found, f"How likely, {found.setting}"))
         console.print(Text(STANDING_NOTE, style="dim"))
         _print_list(console, f"Growth with cost, {found.setting}", slope_lines(found))
-    said = {reason for s in report.sentences if isinstance(s, NotAssessable) for reason in s.reasons}
+    said = {reason for s in report.sentences if isinstance(s, NotAssessable | MapSentence) for reason in s.reasons}
     _print_list(console, "Warnings", [*(str(f) for f in report.findings if f not in said), *report.remarks])
     _print_list(console, "Not finished", _unfinished(report))
     console.print(Text("\nWritten", style="bold"))
@@ -210,6 +216,21 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _judge_maps(
+    cells: Sequence[Cell], scores: Mapping[RunRecord, ScoreFile]
+) -> tuple[tuple[MapSentence, ...], tuple[Finding, ...]]:
+    """What the maps of each network on each data set allow to be said, as far as any were scored."""
+    sentences: list[MapSentence] = []
+    remarks: list[Finding] = []
+    for setting in sorted({(c.first.network, c.first.data) for c in cells}):
+        own = [c for c in cells if (c.first.network, c.first.data) == setting]
+        if any(record in scores for cell in own for record in cell.records):
+            told, found = judge_maps(own, scores, regime_of(own), check(own))
+            sentences += told
+            remarks += found
+    return tuple(sentences), tuple(remarks)
+
+
 def _shown_standings(report: Report) -> list[Standings]:
     """Those that hold any number."""
     return [s for s in report.standings if any(row.best is not None for row in s.rows) or s.slopes]
@@ -262,7 +283,7 @@ def _csv(report: Report) -> str:
     return buffer.getvalue()
 
 
-def _bold_outcome(sentence: Sentence) -> str:
+def _bold_outcome(sentence: Sentence | MapSentence) -> str:
     text = escape(str(sentence))
     return f"**{text[: len(sentence.outcome)]}**{text[len(sentence.outcome) :]}"
 

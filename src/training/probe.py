@@ -159,8 +159,9 @@ def measured_line(probe: Probe, kept: float) -> Line | None:
         found = measure(probe)
         if found is not None:
             peaks += [(probe.few, found.few), (probe.many, found.many)]
-        elif probe.few > 1:
-            peaks, probe = [], replace(probe, few=probe.few // 2, many=probe.few // 2 * 2)
+        elif probe.many > 2:
+            fewer = max(2, 2 * probe.many // 3)
+            peaks, probe = [], replace(probe, few=fewer // 2, many=fewer)
         else:
             return None
     return fitted(peaks, kept)

@@ -301,14 +301,24 @@ def test_a_probe_that_fails_leaves_the_prediction_with_its_margin(monkeypatch: p
     plan, asked = planned(monkeypatch, 1000 + 64 * 100, None, None)
     assert (plan.layout, plan.measured_bytes) == (Layout(parts=2), None)
     # Ever smaller, down to as small as can be, and none of them a second time.
-    assert [(probe.few, probe.many) for probe in asked] == [(32, 64), (16, 32), (8, 16), (4, 8), (2, 4), (1, 2)]
+    assert [(probe.few, probe.many) for probe in asked] == [
+        (32, 64),
+        (21, 42),
+        (14, 28),
+        (9, 18),
+        (6, 12),
+        (4, 8),
+        (2, 5),
+        (1, 3),
+        (1, 2),
+    ]
     with pytest.raises(ValueError, match="even with 2 pictures"):
         planned(monkeypatch, 1000 + 2 * 40, None, None)
 
 
 def test_a_smaller_probe_takes_the_place_of_one_that_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, asked = planned(monkeypatch, 1000 + 64 * 100, Really(120.0, FIRST_USE, most=40), None)
-    assert [probe.many for probe in asked] == [64, 32, 32]
+    assert [probe.many for probe in asked] == [64, 42, 28, 28]
     assert (plan.layout, plan.measured_bytes) == (Layout(parts=2), 1000 + 32 * 120)
 
 
