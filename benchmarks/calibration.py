@@ -238,7 +238,8 @@ number. Equal and unequal noise are what the plan computes exactly; for heavy ta
     "Equivalence": (
         f"""\
 Margin {MARGIN:g} pp, Holm over TOST; {{studies:,}} studies a number. Rivals that differ by just the margin are the
-worst case. The fourth column counts false winners and false equivalence together.""",
+worst case. The fourth column counts false winners and false equivalence together: each kind is held at 5 %, so both
+together at 10 %.""",
         false_equivalence,
     ),
     "Reading while the sweep runs": (

@@ -21,7 +21,7 @@ from src.verdict.fit import (
     stated_costs,
 )
 from src.verdict.guards import SPREAD_BLOCKS
-from src.verdict.printed import Table
+from src.verdict.printed import Kind, Table
 from src.verdict.statistics import spread
 
 _COUNT_PARAMETERS = (
@@ -400,9 +400,9 @@ def _pixels(table: Table, readings: Sequence[Reading]) -> Iterator[Finding]:
     base = next((r for r in readings if r.arm.name == table.base), None)
     if base is None or base.px is None:
         return
-    moved = [r for r in readings if r.arm.kind in ("depth", "width") and r.px is not None and r.px != base.px]
+    moved = [r for r in readings if r.arm.kind in (Kind.DEPTH, Kind.WIDTH) and r.px is not None and r.px != base.px]
     if moved:
-        alone = [r for r in readings if r.arm.kind == "resolution"]
+        alone = [r for r in readings if r.arm.kind is Kind.RESOLUTION]
         listed = ", ".join(f"{r.arm.name} {r.px}" for r in moved)
         yield Finding(
             "G9",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from src.verdict.printed import GROWING, Arm
+from src.verdict.printed import GROWING, Arm, Kind
 
 
 class Certainty(StrEnum):
@@ -54,7 +54,7 @@ def said(arm: Arm) -> str:
         for axis, printed in (("depth", arm.depth), ("width", arm.width))
         if printed is not None and printed.value != 1.0
     ]
-    if arm.kind == "resolution":
+    if arm.kind is Kind.RESOLUTION:
         factors.append("more pixels")
     return ", ".join(factors) or (f"{arm.kind}, factor not stated" if arm.kind in GROWING else "not scaled")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from src.scaling.claim import GROWN, UNSCALED, Factor, StatedCosts
 from src.verdict.findings import millions
-from src.verdict.printed import GROWING, Arm, Printed, Table
+from src.verdict.printed import GROWING, Arm, Kind, Printed, Table
 
 MOST_OVERHEAD = 5.0  # per conv output: batch norm 2, an activation 1, the gate with its pooling 2
 MACS_SLACK = 0.01  # of a known network's MACs: padding and classifiers differ by less between implementations
@@ -209,7 +209,7 @@ def side_of(fit: Fit, arm: Arm) -> int | None:
         return arm.px
     if arm.resolution is not None:
         return math.floor(fit.px * arm.resolution.value + 1e-9)
-    return fit.px if arm.kind in ("base", "depth", "width") else None
+    return fit.px if arm.kind in (Kind.BASE, Kind.DEPTH, Kind.WIDTH) else None
 
 
 def stated_costs(table: Table, fit: Fit, arm: Arm) -> StatedCosts | None:
@@ -217,11 +217,15 @@ def stated_costs(table: Table, fit: Fit, arm: Arm) -> StatedCosts | None:
     px = side_of(fit, arm)
     if arm.name == table.base:
         return fit.costs
-    if px is None or (arm.kind == "compound" and (arm.depth is None or arm.width is None)):
+    if px is None or (arm.kind is Kind.COMPOUND and (arm.depth is None or arm.width is None)):
         return None
     if arm.factors:
         return fit.twin.costs(_factor(arm.depth), _factor(arm.width), px)
-    growth = {"depth": (GROWN, UNSCALED), "width": (UNSCALED, GROWN), "resolution": (UNSCALED, UNSCALED)}
+    growth = {
+        Kind.DEPTH: (GROWN, UNSCALED),
+        Kind.WIDTH: (UNSCALED, GROWN),
+        Kind.RESOLUTION: (UNSCALED, UNSCALED),
+    }
     return fit.twin.costs(*growth[arm.kind], px) if arm.kind in growth else None
 
 
@@ -233,8 +237,9 @@ def least_params(fit: Fit, arm: Arm) -> float:
     """Fewest parameters of a row as stated; of a factor that is not, with the least step on the axis of its name."""
     if arm.factors:
         return float(fit.twin.costs(_factor(arm.depth), _factor(arm.width), fit.px).params.min())
-    axes = {"depth": [(GROWN, UNSCALED)], "width": [(UNSCALED, GROWN)]}
-    tried = axes.get(arm.kind or "", [(GROWN, UNSCALED), (UNSCALED, GROWN)])
+    axes = {Kind.DEPTH: [(GROWN, UNSCALED)], Kind.WIDTH: [(UNSCALED, GROWN)]}
+    either = [(GROWN, UNSCALED), (UNSCALED, GROWN)]
+    tried = axes.get(arm.kind, either) if arm.kind else either
     return min(float(fit.twin.costs(depth, width, fit.px).params.min()) for depth, width in tried)
 
 
@@ -281,7 +286,7 @@ def _is_unscaled(fit: Fit, base: Arm, arm: Arm, stated: StatedCosts | None, px: 
 def _narrowed(fit: Fit, arm: Arm, stated: StatedCosts | None) -> StatedCosts | None:
     """Of the networks with any factor, those with about the printed parameters; nothing if a row that its name gives
     pixels alone has other parameters than the base."""
-    if stated is None or arm.params is None or arm.factors or arm.kind == "base":
+    if stated is None or arm.params is None or arm.factors or arm.kind is Kind.BASE:
         return stated
     if stated.exact:
         return stated if params_fit(arm.params, stated, fit.params_unit) else None

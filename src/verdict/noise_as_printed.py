@@ -12,7 +12,7 @@ from scipy import stats
 from src.verdict.findings import Certainty, Finding, Severity, listing, names_of
 from src.verdict.fit import Reading
 from src.verdict.guards import LEAST_SEEDS
-from src.verdict.printed import Arm, Table, dataset_facts, is_selected
+from src.verdict.printed import Arm, Kind, Table, dataset_facts, is_selected
 from src.verdict.statistics import ALPHA, binomial_se, holm
 
 SEED_SD = (0.1, 0.3)  # pp: annealed runs on CIFAR-10, a planning prior
@@ -216,7 +216,7 @@ def _same_pairs(readings: Sequence[Reading]) -> Iterator[tuple[Reading, Reading]
     for a, b in itertools.combinations(readings, 2):
         if a.px is None or a.px != b.px or a.arm.accuracy is None or b.arm.accuracy is None:
             continue
-        plain = [r.unscaled or r.arm.kind == "base" for r in (a, b)]
+        plain = [r.unscaled or r.arm.kind is Kind.BASE for r in (a, b)]
         if all(plain) and (a.unscaled or b.unscaled):
             yield a, b
 

@@ -11,18 +11,29 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from enum import StrEnum
 from typing import TypeVar
 
 T = TypeVar("T", int, str)
 
-KINDS = ("base", "depth", "width", "resolution", "compound")
+
+class Kind(StrEnum):
+    """What somebody else's row says that it scales. No word of this project's rules: those are data."""
+
+    BASE = "base"
+    DEPTH = "depth"
+    WIDTH = "width"
+    RESOLUTION = "resolution"
+    COMPOUND = "compound"
+
+
 DATASETS: dict[str, tuple[int, int, int | None]] = {  # classes, test pictures, native pixels (None: they vary)
     "cifar10": (10, 10_000, 32),
     "cifar100": (100, 10_000, 32),
     "tinyimagenet": (200, 10_000, 64),
     "imagenet": (1000, 50_000, None),
 }
-GROWING = ("depth", "width", "compound")  # kinds whose parameters must grow
+GROWING = (Kind.DEPTH, Kind.WIDTH, Kind.COMPOUND)  # kinds whose parameters must grow
 
 
 @dataclass(frozen=True)
@@ -50,11 +61,11 @@ class Printed:
 
 @dataclass(frozen=True)
 class Arm:
-    """One row. `kind`: of `KINDS`, read from the name; None: the name does not say. depth, width, resolution: stated
+    """One row. `kind`: read from the name; None: the name does not say. depth, width, resolution: stated
     factors. sd: of accuracy over seeds, a share in [0, 1]."""
 
     name: str
-    kind: str | None = None
+    kind: Kind | None = None
     params: Printed | None = None
     cost: Printed | None = None
     px: int | None = None
@@ -125,22 +136,22 @@ _TRUE, _FALSE = ("1", "yes", "true", "y", "x"), ("0", "no", "false", "n")
 _LARGEST = 1e18  # of any count: beyond it a number is a slip
 
 _KIND_WORDS = {
-    "depth": ("depth", "deep", "deeper", "layers"),
-    "width": ("width", "wide", "wider", "channels"),
-    "resolution": ("resolution", "res", "sharp", "sharper", "pixels", "px"),
-    "compound": ("compound", "combined", "both", "all", "mixed", "uniform", "fast", "slow", "dw", "dr", "wr", "dwr"),
-    "base": ("base", "baseline", "original", "stock", "unscaled", "b0"),
+    Kind.DEPTH: ("depth", "deep", "deeper", "layers"),
+    Kind.WIDTH: ("width", "wide", "wider", "channels"),
+    Kind.RESOLUTION: ("resolution", "res", "sharp", "sharper", "pixels", "px"),
+    Kind.COMPOUND: ("compound", "combined", "both", "all", "mixed", "uniform", "fast", "slow", "dw", "dr", "wr", "dwr"),
+    Kind.BASE: ("base", "baseline", "original", "stock", "unscaled", "b0"),
 }
 
 
-def kind_of(name: str) -> str | None:
+def kind_of(name: str) -> Kind | None:
     """What a row's name says it scales; several axes are compound, and an axis beats the name of the base."""
     words = set(re.findall(r"[a-z]+\d*", name.lower()))
     found = [kind for kind, known in _KIND_WORDS.items() if words & set(known)]
-    axes = [kind for kind in found if kind != "base"]
-    if "compound" in axes or len(axes) > 1:
-        return "compound"
-    return axes[0] if axes else ("base" if found else None)
+    axes = [kind for kind in found if kind is not Kind.BASE]
+    if Kind.COMPOUND in axes or len(axes) > 1:
+        return Kind.COMPOUND
+    return axes[0] if axes else (Kind.BASE if found else None)
 
 
 def read_table(text: str, released: Mapping[str, tuple[float, float, int]] | None = None) -> Table:
@@ -291,7 +302,7 @@ def _base(arms: Sequence[Arm], flags: Sequence[str] | None) -> str | None:
             raise ValueError(f"{_and(marked)} are all marked as base; mark the one that the others were scaled from")
         if marked:
             return marked[0]
-    named = [arm.name for arm in arms if arm.kind == "base"]
+    named = [arm.name for arm in arms if arm.kind is Kind.BASE]
     if len(named) > 1:
         raise ValueError(f"{_and(named)} all sound like the base; mark one in a column base with yes")
     return named[0] if named else None

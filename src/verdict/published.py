@@ -13,7 +13,7 @@ from src.verdict.costs_as_printed import against_twins, not_the_network, without
 from src.verdict.findings import Finding, Severity
 from src.verdict.fit import Fit, Reading, Twin, find_fit, read_rows
 from src.verdict.noise_as_printed import chance, native, noise, selection
-from src.verdict.printed import Table, dataset_facts
+from src.verdict.printed import Kind, Table, dataset_facts
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _unchecked(table: Table, fit: Fit | str) -> Iterator[str]:
         yield "Neither data set nor classes are printed: chance level (G11) and native pixels (G14) are not checked."
     if "accuracy" in table.headings and not any(w in table.headings["accuracy"].lower() for w in ("test", "val")):
         yield "The heading does not say on which split accuracy was measured, nor which checkpoint was (G4)."
-    if not all(arm.factors or arm.kind in ("base", "resolution") for arm in table.arms):
+    if not all(arm.factors or arm.kind in (Kind.BASE, Kind.RESOLUTION) for arm in table.arms):
         yield (
             "Factors of depth and width are not stated for every arm: any growth was allowed for depth and width, and"
             " compound arms were not held against a cost (G1, G2)."
