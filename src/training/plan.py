@@ -27,7 +27,7 @@ FIRST_USE = 2**26  # bytes that libraries take when they first train, whatever t
 
 # By these factors what grows with the batch is enlarged before it is compared with the limit. Seen so far: 1.0 to 1.9
 # times the prediction (freed memory that the allocator keeps, workspaces), and 0.9 to 1.14 times what probes measured,
-# up to 1.3 where they lay apart and `Line.doubt` says so.
+# up to 1.2 for recomputing networks, whose probes lie apart: there `Line.doubt` is larger.
 UNMEASURED_MARGIN = 2.0
 MEASURED_MARGIN = 1.15
 ONE_SIDED = 2.92  # Student's t for 2 degrees of freedom, the peaks of two probes less a line: 95 % lie below
