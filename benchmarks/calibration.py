@@ -287,7 +287,8 @@ def main() -> None:
         began = time.perf_counter()
         above, simulate = SECTIONS[name]
         text = above.format(studies=options.studies, few=options.studies // FEWER)
-        found = written(options.write) | {name: f"{text}\n\n{simulate(np.random.default_rng(2026))}"}
+        shown = simulate(np.random.default_rng(2026))
+        found = written(options.write) | {name: f"{text}\n\n{shown}"}
         body = [f"## {section}\n\n{found[section]}" for section in SECTIONS if section in found]
         options.write.write_text("\n\n".join([HEAD, *body]) + "\n")
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
