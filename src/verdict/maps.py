@@ -288,7 +288,8 @@ def _lacking(budget: float, runs: _Runs) -> list[Finding]:
         return [Finding("G12", True, text, "see the scores that need none: grid pointing game, insertion gain", budget)]
     seeds = _seeds(runs)
     if len(seeds) < LEAST_SEEDS:
-        text = f"{len(seeds)} seeds have scored maps in all arms, a sentence on maps needs {LEAST_SEEDS}"
+        have = "1 seed has" if len(seeds) == 1 else f"{len(seeds)} seeds have"
+        text = f"{have} scored maps in all arms, a sentence on maps needs {LEAST_SEEDS}"
         wanted = ",".join(map(str, range(LEAST_SEEDS)))
         return [Finding("G10", True, text, f"add `seed={wanted}` to the command", budget)]
     return []
