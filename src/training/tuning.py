@@ -40,7 +40,7 @@ LOG = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "hardware.json"  # in the folder of a study: what was settled for its arms
-VERSION = 1  # of what is measured: raise it when old measurements should be forgotten
+VERSION = 2  # of what is measured: raise it when old measurements should be forgotten
 
 # A gain must be worth what it changes: bf16 rounds, fewer threads leave cores idle, kernels are code of ours.
 LEAST_GAIN = {"precision": 1.10, "kernels": 1.03, "threads": 1.05}
@@ -49,6 +49,7 @@ PACE = 40e9  # multiply-adds a second by which it aims: two cores reach 20 to 60
 CLASSES = 10  # of a trial: they change next to nothing
 ROUNDS = 7
 LONGEST = 12.0  # seconds after which a trial starts no further round
+BUSY = 0.75  # processes a core that want to run, above which other work is in the way
 PATIENCE = 180  # seconds for the process of a trial
 
 
@@ -80,12 +81,14 @@ class Settled:
 
     cores: those that an arm had when threads were chosen.
     milliseconds: of a step of `pictures` pictures, by setting, the plainest first.
+    load: processes that wanted to run on each core when timing began.
     """
 
     setting: Setting
     cores: int
     pictures: int
     milliseconds: dict[str, float]
+    load: float = 0.0
 
     def __str__(self) -> str:
         if str(self.setting) not in self.milliseconds:
@@ -191,10 +194,13 @@ def remembered(trial: Trial, cores: int) -> Settled:
     """What was measured of this trial on this machine before, or is measured now.
 
     The plainest setting is taken where it cannot be measured. That is said, and forgotten: the next study tries again.
+    What was measured beside other work, where threads look worse than they are, is measured again once there is none.
     """
     key = repr((VERSION, trial, cores, torch.__version__, _sources(), _processor()))
     path = cache_folder() / "tuning" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
+        if path.exists() and _read(path).load > BUSY >= _load(cores):
+            path.unlink(missing_ok=True)
         return _read(make_once(path, lambda target: _write(target, measure(trial, cores))))
     except UnmeasuredError as failure:
         LOG.warning(f"{failure}: this study trains with {trial.settings[0]}")
@@ -207,6 +213,7 @@ def measure(trial: Trial, cores: int) -> Settled:
     Raises:
         UnmeasuredError: the process did not end well.
     """
+    load = round(_load(cores), 2)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "src.training.tuning"]
     try:
@@ -221,7 +228,12 @@ def measure(trial: Trial, cores: int) -> Settled:
         raise UnmeasuredError(f"timing steps failed with exit code {done.returncode} ({last})")
     seconds = {Setting(**setting): found for setting, found in json.loads(done.stdout)}
     milliseconds = {str(setting): round(1e3 * found, 3) for setting, found in seconds.items()}
-    return Settled(choose(seconds), cores, trial.pictures, milliseconds)
+    return Settled(choose(seconds), cores, trial.pictures, milliseconds, load)
+
+
+def _load(cores: int) -> float:
+    """Processes that wanted to run in the last minute, for each core."""
+    return os.getloadavg()[0] / cores
 
 
 def run(trial: Trial) -> dict[Setting, float]:

@@ -140,6 +140,27 @@ def test_measurements_are_remembered_for_the_machine(tmp_path: Path, monkeypatch
         tuning.remembered(dataclasses.replace(trial, resolution=32), 2)
 
 
+def test_what_was_timed_beside_other_work_is_timed_again_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    trial = Trial(TABLE, 16, 4, (PLAIN, TORCH))
+    busy, idle = (3.0, 0.0, 0.0), (0.2, 3.0, 3.0)
+    timed: list[float] = []
+
+    def measure(trial: Trial, cores: int) -> Settled:
+        timed.append(tuning._load(cores))
+        return Settled((TORCH, PLAIN)[len(timed) - 1], cores, 4, {}, timed[-1])
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    monkeypatch.setattr("os.getloadavg", lambda: busy)
+    assert tuning.remembered(trial, 2).setting == tuning.remembered(trial, 2).setting == TORCH
+    monkeypatch.setattr("os.getloadavg", lambda: idle)
+    assert tuning.remembered(trial, 2).setting == tuning.remembered(trial, 2).setting == PLAIN
+    monkeypatch.setattr("os.getloadavg", lambda: busy)
+    assert tuning.remembered(trial, 2).setting == PLAIN and timed == [1.5, 0.1]
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / tuning.FILE
     path.write_text(json.dumps({"setting": 3}))
