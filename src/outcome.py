@@ -18,18 +18,19 @@ from src.cam.methods import explain as draw_maps
 from src.cam.panel import CamFile, strips, write_panel
 from src.cam.score_run import score_arm
 from src.data.module import ImageDataModule
+from src.guards import named
 from src.planning import Arm, larger_pictures
 from src.record import RunRecord
 from src.scaling import audit
 from src.scaling.rules import Factors
 from src.study import code_revision, machine
+from src.tracking.keys import CAM_KEY, COST
 from src.tracking.wandb_run import Tracker
 from src.training.fit import Fit, Split, curve_summary, save_predictions
 from src.training.hardware import Hardware, peak_memory_bytes, unused_gpu
 from src.training.plan import MemoryPlan
 
 CAM_SEED = 0  # of the choice of pictures for activation maps: the same pictures in every arm, seed and study
-CAM_KEY = "class_activation_maps"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
     best = {
         f"best/{name}": getattr(record, name) for name in ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
     }
-    return {**best, "cost/FLOPs_as_MACs": record.macs, **{f"record/{k}": v for k, v in record.to_mapping().items()}}
+    return {**best, COST: record.macs, **{f"record/{k}": v for k, v in record.to_mapping().items()}}
 
 
 def explain(
@@ -216,7 +217,8 @@ def make_record(
         data_fingerprint=data.fingerprint,
         architecture_sha256=audited.architecture_sha256,
         weights_sha256=audit.hash_weights(fitted.module.network.state_dict()),
-        predictions_sha256=save_predictions(folder / "predictions.npz", val, test),
+        predictions_sha256=save_predictions(folder / "predictions.npz", val, test, data.test_clusters),
+        checkpoint_sha256=fitted.checkpoint_sha256,
         wandb_id=tracker.run_id,
         wandb_mode=tracker.mode,
         started=attempt.began,
@@ -236,7 +238,7 @@ def make_record(
 
 def _skipped(fitted: Fit) -> str:
     few = fitted.skipped_steps <= 0.01 * fitted.steps
-    return "" if few else f"{fitted.skipped_steps} of {fitted.steps} steps left out by loss scaling"
+    return "" if few else named("G6", f"{fitted.skipped_steps} of {fitted.steps} steps left out by loss scaling")
 
 
 def _ran_out(memory: MemoryPlan) -> tuple[str, ...]:
@@ -245,4 +247,4 @@ def _ran_out(memory: MemoryPlan) -> tuple[str, ...]:
 
 def _changed_since(revision: str) -> tuple[str, ...]:
     now = code_revision()
-    return () if now == revision else (f"source files changed while it trained, from {revision} to {now}",)
+    return () if now == revision else (named("G8", f"source files changed while it trained, from {revision} to {now}"),)

@@ -9,6 +9,7 @@ times are seconds.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 RECORD_FILE = "record.json"
+SEAL = "seal"  # key in the file alone: the hash of all others, by which a later edit is found
 
 # Fields in which two runs of one command may differ on one CPU machine; all others must be identical.
 VOLATILE_FIELDS = frozenset(
@@ -37,6 +39,7 @@ VOLATILE_FIELDS = frozenset(
         "memory_limit_bytes",
         "started",
         "attempts",
+        "checkpoint_sha256",  # the file holds clock times too; the weights have a hash of their own
         "wandb_id",
         "wandb_mode",
     }
@@ -158,6 +161,7 @@ class RunRecord:
     wandb_mode: str
     started: str  # ISO 8601, UTC; of the attempt that finished
     attempts: int  # how often the arm was started until it finished
+    checkpoint_sha256: str = ""  # of the file whose weights the test split was evaluated with; "": of an older record
     notes: str = ""  # loud lines: what was asked for and not granted, warnings that belong to the number
 
     def to_mapping(self) -> dict[str, Any]:
@@ -207,8 +211,8 @@ class RunRecord:
             ValueError: a field is of the wrong type or not finite, so that the file could not be read again.
         """
         path = folder / RECORD_FILE
-        checked = self.from_mapping(self.to_mapping())
-        write_atomically(path, json.dumps(checked.to_mapping(), indent=1) + "\n")
+        checked = self.from_mapping(self.to_mapping()).to_mapping()
+        write_atomically(path, json.dumps({**checked, SEAL: _seal(checked)}, indent=1) + "\n")
         return path
 
     @classmethod
@@ -219,9 +223,32 @@ class RunRecord:
             ValueError: the file is not JSON or not a complete record; names the file.
         """
         try:
-            return cls.from_mapping(json.loads(path.read_text()))
+            values = json.loads(path.read_text())
+            if isinstance(values, dict):
+                values.pop(SEAL, None)
+            return cls.from_mapping(values)
         except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not a valid record: {error}") from error
+
+
+def is_edited(path: Path) -> bool:
+    """Whether a record's file was changed after it was written; older files have no seal that could tell."""
+    values = json.loads(path.read_text())
+    seal = values.pop(SEAL, None)
+    return seal is not None and seal != _seal(values)
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def digest_arrays(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 over the names and bytes of NumPy arrays, in this order."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(name.encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

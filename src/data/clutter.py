@@ -3,7 +3,8 @@
 The digits are scikit-learn's 1,797 scans of 8 x 8 pixels (Alpaydin and Kaynak 1998, test part of UCI "Optical
 Recognition of Handwritten Digits"). The scans are divided by class into train (60 %), val (15 %) and test (25 %) before
 anything is composed, so no scan is seen in two splits, not even as a fragment. Pictures of one split share scans: the
-test split is made of 449.
+test split is made of 449. So its pictures are not independent, and each split says which scan is each picture's digit.
+Fragments are shared too, across all pictures; they tell nothing of the label and are no cluster.
 """
 
 from __future__ import annotations
@@ -40,11 +41,21 @@ Floats = NDArray[np.float32]
 
 
 class Scans(NamedTuple):
-    """Scans of one split: `ink` and `halo` (ink grown by a pixel), uint8 (n, 10, 10) with a margin; `labels` (n,)."""
+    """Scans of one split: `ink` and `halo` (ink grown by a pixel), uint8 (n, 10, 10) with a margin; `labels` (n,);
+    `numbers` (n,): rows in scikit-learn's order."""
 
     ink: NDArray[np.uint8]
     halo: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+
+
+class Composed(NamedTuple):
+    """Pictures uint8 (N, canvas, canvas, 3), their digits' boxes (N, 4) and scans (N,); without N for a single one."""
+
+    images: NDArray[np.uint8]
+    boxes: Floats
+    scans: NDArray[np.int64]
 
 
 def facts(options: DataOptions) -> DataFacts:
@@ -78,8 +89,8 @@ def load(options: DataOptions) -> ImageData:
     return ImageData(facts(options), train, val, test, fingerprint)
 
 
-def compose(scans: Scans, label: int, options: ClutterOptions, seed: list[int]) -> tuple[NDArray[np.uint8], Floats]:
-    """One picture, uint8 (canvas, canvas, 3), and its digit's box (4,); a function of the arguments alone.
+def compose(scans: Scans, label: int, options: ClutterOptions, seed: list[int]) -> Composed:
+    """One picture; a function of the arguments alone.
 
     Fragments come from scans of all classes and share the digit's ink, so neither they nor the colours tell the label.
     """
@@ -121,37 +132,37 @@ def compose(scans: Scans, label: int, options: ClutterOptions, seed: list[int]) 
     tint = colours if next(uniform) < 0.5 else np.ones(3, np.float32)
     grey = background + contrast * np.maximum(ink, digit)
     grey += NOISE * rng.standard_normal(grey.shape, dtype=np.float32)
-    return (np.clip(grey[..., None] * tint, 0, 1) * 255 + 0.5).astype(np.uint8), box
+    return Composed((np.clip(grey[..., None] * tint, 0, 1) * 255 + 0.5).astype(np.uint8), box, scans.numbers[scan_row])
 
 
 def _split(scans: Scans, rows: NDArray[np.int64], options: DataOptions, stream: int) -> ImageSplit:
-    def make() -> tuple[NDArray[np.uint8], Floats]:
+    def make() -> Composed:
         seeds = ([options.split_seed, 3, stream, int(row)] for row in rows)
-        made = [compose(scans, seed[3] % 10, options.clutter, seed) for seed in seeds]
-        return np.stack([image for image, _ in made]), np.stack([box for _, box in made])
+        single = (compose(scans, seed[3] % 10, options.clutter, seed) for seed in seeds)
+        return Composed(*map(np.stack, zip(*single, strict=True)))
 
     if len(rows) < WORTH_KEEPING:
-        images, boxes = make()
+        made = make()
     else:
         # All that the pixels follow from; the code by its bytes, lest somebody forget to raise VERSION.
         code = [VERSION, Path(__file__).read_text(), np.__version__, PIL.__version__]
         recipe = [*code, options.split_seed, stream, *dataclasses.astuple(options.clutter)]
         key = digest("clutter pictures", recipe, rows, *(part.astype(np.int64) for part in scans))
-        images, boxes = _kept(Path(options.cache).expanduser() / "clutter" / f"{key}.npz", make)
-    return ImageSplit(images, rows % 10, boxes, rows)
+        made = _kept(Path(options.cache).expanduser() / "clutter" / f"{key}.npz", make)
+    return ImageSplit(made.images, rows % 10, made.boxes, rows, made.scans)
 
 
-def _kept(path: Path, make: Callable[[], tuple[NDArray[np.uint8], Floats]]) -> tuple[NDArray[np.uint8], Floats]:
-    """Pictures and boxes from the file, or made, and left there for the next arm if that can be done."""
+def _kept(path: Path, make: Callable[[], Composed]) -> Composed:
+    """What was composed, from the file, or made, and left there for the next arm if that can be done."""
 
     def write(target: Path) -> None:
-        images, boxes = make()
+        made = make()
         with target.open("wb") as stream:
-            np.savez(stream, images=images, boxes=boxes)
+            np.savez(stream, **made._asdict())
 
     try:
         with np.load(make_once(path, write), allow_pickle=False) as stored:  # compares a zip file's own checksums
-            return stored["images"], stored["boxes"]
+            return Composed(*(stored[name] for name in Composed._fields))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)  # damaged: the next arm makes it anew
@@ -180,7 +191,7 @@ def _scans(split_seed: int) -> list[Scans]:
     halo = np.max([grown[:, y : y + 10, x : x + 10] for y in range(3) for x in range(3)], axis=0)
     rest, test = hold_out(labels, TEST_SCANS, split_seed)
     train, val = (rest[part] for part in hold_out(labels[rest], VAL_SCANS, split_seed))
-    return [Scans(ink[part], halo[part], labels[part]) for part in (train, val, test)]
+    return [Scans(ink[part], halo[part], labels[part], part) for part in (train, val, test)]
 
 
 def _enlarge(scan: NDArray[np.uint8], scale: float) -> Floats:

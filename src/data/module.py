@@ -88,6 +88,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.facts: DataFacts = sources.facts(options)
         self._data: ImageData | None = None
         self._source: ImageSplit | None = None  # what training batches are made of
+        # (N,) the original of each test picture; None before the seal is broken, and where each picture is an original.
+        self.test_clusters: NDArray[np.int64] | None = None
         self._left = dataclasses.replace(options.augmentation, flip=False, resized_crop_area=())  # to do with crops
         self._lengths: tuple[int, ...] | None = None
         self._held: Tensor | None = None  # all training pictures, where batches are made
@@ -170,7 +172,9 @@ class ImageDataModule(pl.LightningDataModule):
         Raises:
             RuntimeError: the test split was opened before.
         """
-        return self._evaluation(self.data.test.open())
+        test = self.data.test.open()
+        self.test_clusters = test.clusters
+        return self._evaluation(test)
 
     def test_dataloader(self) -> DataLoader[RawBatch]:
         """`open_test`, under the name by which `trainer.test(datamodule=...)` calls it."""

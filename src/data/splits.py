@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from src.guards import named
+
 
 class Pictures(Protocol):
     """uint8 (N, S, S, 3) pictures, in memory or decoded when asked for; an ndarray is one."""
@@ -37,18 +39,21 @@ class ImageSplit:
 
     `images` uint8 (N, S, S, 3) RGB; `labels` int64 (N,); `boxes` float32 (N, 4) as x_min, y_min, x_max, y_max in pixel
     edges (the whole picture is 0, 0, S, S), NaN rows where a picture has none, or None; `identities` int64 (N,): the
-    picture's row in the source's own order, the same in all arms.
+    picture's row in the source's own order, the same in all arms; `clusters` int64 (N,): the original that each picture
+    was made of, where several share one; None: each is an original.
     """
 
     images: Pictures
     labels: NDArray[np.int64]
     boxes: NDArray[np.float32] | None
     identities: NDArray[np.int64]
+    clusters: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         count, side = len(self.labels), self.images.shape[1]
         assert self.images.shape == (count, side, side, 3)
         assert self.identities.shape == (count,) and (self.boxes is None or self.boxes.shape == (count, 4))
+        assert self.clusters is None or self.clusters.shape == (count,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,7 +75,7 @@ class SealedSplit:
         """
         if self.openings:
             raise RuntimeError(
-                "the test split was opened before: it is evaluated once a run, by the checkpoint of validation"
+                named("G4", "the test split was opened before: it is evaluated once, by the checkpoint of validation")
             )
         self.openings += 1
         split = self._opener()

@@ -23,12 +23,15 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from src.guards import named
 from src.networks.build import ConvNet
+from src.record import digest_arrays
 from src.training.averaging import StepAveraging
 from src.training.checkpoints import BEST, FOLDER, Keeper, StepRandomness, StopRequest, WholeFiles
 from src.training.graphs import Step, StepChooser
 from src.training.hardware import Hardware
 from src.training.layout import PLAIN, Layout
+from src.training.liveness import Rates
 from src.training.module import Classifier, EpochRow
 from src.training.norms import AveragedStatistics, share_statistics
 from src.training.options import Recipe
@@ -58,8 +61,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Fit:
-    """What training left behind. `module` holds the weights of the chosen checkpoint; `step` says how steps were
-    taken."""
+    """What training left behind. `module` holds the weights of the chosen checkpoint, whose file has the hash
+    `checkpoint_sha256`; `step` says how steps were taken."""
 
     module: Classifier
     history: tuple[EpochRow, ...]
@@ -69,6 +72,7 @@ class Fit:
     ema_distance: float
     train_seconds: float
     step: Step
+    checkpoint_sha256: str
 
     @property
     def skipped_steps(self) -> int:
@@ -170,6 +174,7 @@ def fit(
     keeper = Keeper(folder, minutes=minutes, stop=stop or StopRequest(), origin=origin)
     averaging = StepAveraging(ema_decay(recipe, steps)) if recipe.ema_horizon > 0.0 else None
     callbacks: list[Callback] = [chooser, StepRandomness(seed), Progress(report, len(lengths), steps), keeper]
+    callbacks += [Rates(recipe, steps)]
     callbacks += [AveragedStatistics()] if layout.devices > 1 and not shared else []
     liveness = Liveness(averaging)
     callbacks += [liveness, averaging] if averaging else []
@@ -214,14 +219,21 @@ def fit(
     if not trainer.is_global_zero:
         return None
     if taken != steps:
-        raise RuntimeError(f"the run took {taken} optimizer steps, its schedule {steps}")
+        raise RuntimeError(named("G5", f"the run took {taken} optimizer steps, its schedule {steps}"))
     if averaging and not (acts.updates and acts.distance > 0.0):
-        raise RuntimeError(f"weight averaging was asked for but did not act: {acts}")
-    best = torch.load(folder / FOLDER / BEST, map_location="cpu", weights_only=True)
-    module.load_state_dict(best["state_dict"])
+        raise RuntimeError(named("G6", f"weight averaging was asked for but did not act: {acts}"))
+    chosen = folder / FOLDER / BEST
+    best = torch.load(chosen, map_location="cpu", weights_only=True)
+    try:
+        module.load_state_dict(best["state_dict"])
+    except RuntimeError as error:
+        sentence = f"{chosen} holds another network than the one that was trained"
+        raise RuntimeError(named("G8", sentence)) from error
     assert step is not None
     epoch = int(best["epoch"]) + 1
-    return Fit(module, tuple(module.history), epoch, taken, acts.updates, acts.distance, seconds, step)
+    with chosen.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Fit(module, tuple(module.history), epoch, taken, acts.updates, acts.distance, seconds, step, digest)
 
 
 def _strategy(layout: Layout) -> str | DDPStrategy:
@@ -250,7 +262,11 @@ class Liveness(Callback):
 def evaluate(module: Classifier, data: pl.LightningDataModule, split: str, hardware: Hardware) -> Split:
     """Labels and logits of every picture of `split` ("val" or "test"), in stored order, in evaluation mode.
 
-    "test" opens the sealed split; a second time raises RuntimeError.
+    "test" opens the sealed split.
+
+    Raises:
+        RuntimeError: the test split was opened before, or the pictures are not of the side that was trained on (guards
+            G4, G7).
     """
     set_arithmetic(hardware)
     given = trainer_arguments(hardware)
@@ -269,23 +285,27 @@ def evaluate(module: Classifier, data: pl.LightningDataModule, split: str, hardw
     labels = torch.cat([labels for labels, _ in module.collected])
     logits = torch.cat([logits for _, logits in module.collected])
     module.collected = None
+    if not module.sides_evaluated <= module.sides_seen:
+        trained, shown = (" and ".join(map(str, sorted(s))) for s in (module.sides_seen, module.sides_evaluated))
+        raise RuntimeError(named("G7", f"trained on pictures of {trained} px and evaluated on {shown} px"))
     return Split(labels.numpy(), logits.numpy())
 
 
-def save_predictions(path: Path, val: Split, test: Split) -> str:
-    """Write labels and logits of both splits; returns the SHA-256 over their bytes."""
+def save_predictions(path: Path, val: Split, test: Split, test_clusters: np.ndarray | None = None) -> str:
+    """Write labels and logits of both splits; returns the SHA-256 over their bytes.
+
+    `test_clusters` (N,), the original that each test picture was made of, is stored beside them for the report. It is
+    a fact of the data, whose fingerprint covers it, not of what was predicted: the hash does not depend on it.
+    """
     arrays = {
         "val_labels": val.labels,
         "val_logits": val.logits,
         "test_labels": test.labels,
         "test_logits": test.logits,
     }
-    np.savez_compressed(path, allow_pickle=False, **arrays)
-    digest = hashlib.sha256()
-    for name, array in arrays.items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    beside = {} if test_clusters is None else {"test_clusters": test_clusters}
+    np.savez_compressed(path, allow_pickle=False, **arrays, **beside)
+    return digest_arrays(arrays)
 
 
 def curve_summary(history: tuple[EpochRow, ...]) -> dict[str, float | int]:

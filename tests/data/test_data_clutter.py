@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,12 +67,49 @@ def test_each_split_is_composed_from_its_own_scans(monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_clusters_are_the_scans_that_the_digits_were_made_of() -> None:
+    """Without fragments a picture changes with its own scan and with no other."""
+    options, scans = ClutterOptions(fragments=0), clutter._scans(0)[2]
+    places = {number: place for place, number in enumerate(scans.numbers.tolist())}
+    for row in range(12):
+        image, _, scan = clutter.compose(scans, row % 10, options, [0, row])
+        own = np.arange(len(scans.labels)) == places[int(scan)]
+        assert scans.labels[own] == row % 10
+        for spoilt, same in ((~own, True), (own, False)):
+            ink = np.where(spoilt[:, None, None], scans.ink[:, ::-1], scans.ink)
+            again = clutter.compose(scans._replace(ink=ink), row % 10, options, [0, row])
+            assert np.array_equal(again.images, image) == same and again.scans == scan
+
+
+def test_all_splits_say_which_scans_they_share() -> None:
+    data = clutter.load(dataclasses.replace(SMALL, clutter=ClutterOptions(train=40, val=20, test=990)))
+    originals = [set(scans.numbers.tolist()) for scans in clutter._scans(0)]
+    assert [len(split) for split in originals] == [1079, 269, 449] and len(set.union(*originals)) == 1797
+    test = data.test.open()
+    for split, own in zip((data.train, data.val, test), originals, strict=True):
+        assert split.clusters is not None and set(split.clusters.tolist()) <= own
+    assert test.clusters is not None and len(set(test.clusters.tolist())) > 400
+    for cluster in np.unique(test.clusters):
+        assert len(set(test.labels[test.clusters == cluster])) == 1
+
+
+def test_what_was_kept_is_what_was_made(tmp_path: Path) -> None:
+    options = dataclasses.replace(SMALL, cache=str(tmp_path), clutter=ClutterOptions(train=1000, val=20, test=30))
+    first, second = clutter.load(options).train, clutter.load(options).train
+    [kept] = tmp_path.glob("clutter/*.npz")
+    kept.write_bytes(kept.read_bytes()[:-1000])
+    third = clutter.load(options).train
+    for split in (second, third):
+        for name in ("images", "labels", "boxes", "identities", "clusters"):
+            assert np.array_equal(getattr(split, name), getattr(first, name))
+
+
 @pytest.mark.parametrize("fragments", [0, 6])
 def test_box_holds_the_ink_of_the_digit_exactly(fragments: int) -> None:
     options = ClutterOptions(fragments=fragments, digit_min=16, digit_max=48)
     scans = clutter._scans(0)[0]
     for row in range(20):
-        image, box = clutter.compose(scans, row % 10, options, [0, row])
+        image, box, _ = clutter.compose(scans, row % 10, options, [0, row])
         x_min, y_min, x_max, y_max = box.astype(int)
         assert 0 <= x_min < x_max <= 64 and 0 <= y_min < y_max <= 64
         assert max(x_max - x_min, y_max - y_min) >= 10
@@ -88,7 +126,7 @@ def test_the_label_enters_through_the_digit_alone() -> None:
     scans, options = clutter._scans(0)[0], ClutterOptions()
     for row in range(10):
         made = [clutter.compose(scans, label, options, [5, row]) for label in (0, 1, 4, 7)]
-        for image, box in made[1:]:
+        for image, box, _ in made[1:]:
             differs = np.argwhere((image != made[0][0]).any(2))
             low = np.minimum(box, made[0][1])[[1, 0]]
             high = np.maximum(box, made[0][1])[[3, 2]]

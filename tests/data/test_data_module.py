@@ -324,6 +324,7 @@ def test_streamed_and_cached_batches_are_the_same(tmp_path: Path) -> None:
         )  # fmt: skip
         data = module(20, batch_size=6, options=options)
         assert [len(batch.labels) for batch in data.open_test()] == [8, 8, 8]
+        assert data.test_clusters is None  # each file is a picture of its own
         seen.append(
             (epoch(data, 3), data.fingerprint, data.mean.tolist(), data.std.tolist(), data.cam_batch(4, 0).images.sum())
         )
@@ -387,9 +388,9 @@ def test_lightning_trains_resumes_bit_identically_and_opens_test_once(tmp_path: 
     assert {shape for stage, shape in whole.seen if stage == "train"} == {(16, 3, 20, 20)}
     assert whole.seen.count(("train", (16, 3, 20, 20))) == 4 * 4
     assert len(set(whole.sums)) == 16  # Lightning did call set_epoch: no batch of an epoch comes back in another
-    assert data.test_openings == 0
+    assert data.test_openings == 0 and data.test_clusters is None
     loop.test(whole, datamodule=data, verbose=False)
-    assert data.test_openings == 1
+    assert data.test_openings == 1 and data.test_clusters is not None and len(data.test_clusters) == 20
     assert [shape[0] for stage, shape in whole.seen if stage == "test"] == [8, 8, 4]
     with pytest.raises(RuntimeError, match=r"opened before"):
         loop.test(whole, datamodule=data, verbose=False)

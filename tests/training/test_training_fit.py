@@ -475,6 +475,9 @@ def test_stored_predictions_and_their_hash(tmp_path: Path) -> None:
         expected = hashlib.sha256(b"".join(name.encode() + stored[name].tobytes() for name in stored)).hexdigest()
         assert np.array_equal(stored["test_logits"], test.logits) and np.array_equal(stored["val_labels"], val.labels)
     assert first == expected == save_predictions(path, val, test)
+    assert save_predictions(path, val, test, np.array([3, 3, 8, 8, 8, 1, 1])) == first
+    with np.load(path, allow_pickle=False) as stored:
+        assert stored["test_clusters"].tolist() == [3, 3, 8, 8, 8, 1, 1] and len(stored) == 5
     test.logits[6, 2] += 1e-6
     assert save_predictions(path, val, test) != first
 
