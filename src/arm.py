@@ -34,6 +34,7 @@ from src.arm_folder import (
 )
 from src.cache import cache_folder
 from src.data.module import ImageDataModule
+from src.data.selfcheck import check_input
 from src.kernels.allocator import keep_memory
 from src.launch import lifeline, slurm
 from src.launch.processes import GRACE_SECONDS, LEFTOVER_SECONDS
@@ -51,6 +52,7 @@ from src.training.checkpoints import StopRequest, resumable
 from src.training.fit import evaluate, fit
 from src.training.hardware import Hardware, resolve
 from src.training.limits import enforce, is_out_of_memory, memory_limit, release
+from src.training.liveness import check_masks, check_optimizer
 from src.training.plan import LARGEST_EVALUATION_BATCH, MemoryPlan
 from src.training.probe import plan_memory, reckoned_kernels
 from src.training.schedule import check_schedule, describe, lint
@@ -122,7 +124,7 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, attempt: Attempt, stop: 
     """Build, audit, train, choose, test, explain, record; None in the further ranks of an arm with several devices.
 
     Raises:
-        RuntimeError: the audit found that the network is not the one that was asked for.
+        RuntimeError: a guard found that what is trained is not what was asked for (`src/guards.py`).
     """
     study, scaled = arm.study, arm.scaled
     progress = ProgressFile(folder) if RANK == 0 else None
@@ -135,6 +137,7 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, attempt: Attempt, stop: 
         data.prepare_data()
         data.setup()
         _check_sizes(arm, data)
+        check_input(data)
         report(phase="tuning")
         hardware = _settle(arm, hardware)
         data.dtype = torch.bfloat16 if hardware.precision == "bf16-mixed" else torch.float32
@@ -149,6 +152,9 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, attempt: Attempt, stop: 
     pl.seed_everything(study.seed, verbose=False)
     network = build(scaled.network, scaled.base.classes, dropout=study.recipe.dropout, drop_path=study.recipe.drop_path)
     audit.check(audit.inspect_module(network, scaled.resolution), scaled, trained_resolution=scaled.resolution)
+    audit.check_untrained(network, scaled.network)
+    check_optimizer(study.recipe, network)
+    check_masks(network, data.cam_batch(min(2, data.sizes["val"]), 0).images, study.recipe)
     use(network, hardware.kernels)
     network.recompute = layout.recompute
     for norm in network.modules():
@@ -156,6 +162,7 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, attempt: Attempt, stop: 
             assert norm.momentum is not None
             norm.momentum = layout.norm_momentum(norm.momentum)
     origin = {
+        "arm": arm.config_hash,
         "code": attempt.revision,
         "data": data.fingerprint,
         "torch": str(torch.__version__),
@@ -203,7 +210,7 @@ def run_arm(arm: Arm, hardware: Hardware, folder: Path, attempt: Attempt, stop: 
         if fitted is None:
             return None
         (side,) = fitted.module.sides_seen
-        audited = audit.inspect_module(network, scaled.resolution)
+        audited = audit.inspect_module(fitted.module.network, scaled.resolution)
         audit.check(audited, scaled, trained_resolution=side)
         report(phase="testing", seconds_left=0.0)
         val = evaluate(fitted.module, data, "val", hardware)

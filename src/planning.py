@@ -16,11 +16,13 @@ from src import config
 from src.config import Study
 from src.data.sources import facts as data_facts
 from src.data.splits import DataFacts
+from src.guards import named
 from src.record import CURRENCY_LABELS, METRICS
 from src.report.console import make_console, print_whole
 from src.scaling.currency import ACTIVATIONS, MACS, PARAMS, Currency, Measured
 from src.scaling.latency import LatencyCache, LatencyPrice
 from src.scaling.lattice import Base
+from src.scaling.released import check_released
 from src.scaling.rules import RESOLUTION_ONLY
 from src.scaling.solve import ScaledNetwork, solve, spread
 from src.training.hardware import likely_precision, resolve
@@ -87,9 +89,8 @@ def _above_native(arms: Sequence[Arm]) -> tuple[str, ...]:
         else f"use pictures with more pixels, or start from network.resolution below {base}"
     )
     sides = ", ".join(f"{name} at {arm.scaled.resolution} px" for name, arm in above.items())
-    return (
-        f"pictures are stored at {native} px; beyond it pixels add computation, not information: {sides} ({remedy})",
-    )
+    above_it = "beyond it pixels add computation, not information"
+    return (named("G14", f"pictures are stored at {native} px; {above_it}: {sides} ({remedy})"),)
 
 
 def _pushed_apart(arm: Arm) -> tuple[str, ...]:
@@ -111,10 +112,12 @@ def plan(study: Study) -> Arm:
     """Solve one arm.
 
     Raises:
-        ValueError: the data cannot be found, or the budget cannot be met.
+        ValueError: the data cannot be found, the budget cannot be met, or what bears a published name is another thing.
     """
     facts = _facts(study.data)
-    return Arm(study, facts, solve_arm(study, with_data=True), config.identity(study, facts))
+    scaled = solve_arm(study, with_data=True)
+    check_released(study.scaling, scaled)
+    return Arm(study, facts, scaled, config.identity(study, facts))
 
 
 def solve_arm(study: Study, *, with_data: bool) -> ScaledNetwork:
@@ -189,8 +192,11 @@ def plan_all(studies: Sequence[Study]) -> list[Arm]:
         if apart > largest:
             prices = ", ".join(f"{s.arm} {s.price:,.6g}" for s in group)
             raise ValueError(
-                f"budget={group[0].budget:g}: realised {currencies[0]} differ by {apart:.1%} ({prices}); choose another"
-                " budget"
+                named(
+                    "G3",
+                    f"budget={group[0].budget:g}: realised {currencies[0]} differ by {apart:.1%} ({prices}); choose"
+                    " another budget",
+                )
             )
     return arms
 
@@ -278,6 +284,7 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         if abs(s.snapped_budget / s.budget - 1.0) >= 0.005:
             nearest = "the nearest multiple that all axes can realise"
             lines.append(f"budget={s.budget:g} is met at {s.snapped_budget:.3f}x, {nearest}")
+        lines += _twins(group)
     given = [arm.scaled for arm in arms if arm.study.scaling.scales and not arm.study.scaling.solved]
     if len({(s.network, s.resolution) for s in given}) > 1 and spread(given) > LARGEST_SPREAD:
         apart = spread(given)
@@ -285,6 +292,20 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         lines.append(f"coefficients cost what they cost: these arms differ {how} and are no comparison at equal cost")
     lines += _above_native(arms)
     return list(dict.fromkeys([*lines, *(line for arm in arms for line in (*_pushed_apart(arm), *_measured(arm)))]))
+
+
+def _twins(group: Sequence[ScaledNetwork]) -> list[str]:
+    """Arms of one budget that are one network: between them there is nothing to find but noise."""
+    names: dict[tuple[object, ...], list[str]] = {}
+    for s in group:
+        names.setdefault((s.network, s.resolution), []).append(s.arm)
+    return [
+        named(
+            "G1", f"{' and '.join(twins)} at {group[0].budget:g}x are one network: differences between them are noise"
+        )
+        for twins in names.values()
+        if len(twins) > 1
+    ]
 
 
 def _measured(arm: Arm) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from src.guards import named
+
 # Allowed gap between "mean of the map + bias" and the logit, relative to the sum of absolute terms. Accelerators may
 # multiply float32 matrices in TF32 or bfloat16 (worst product: 2^-7); on a CPU only the order of summation differs.
 CPU_TOLERANCE = 1e-5
@@ -125,9 +127,10 @@ def _batch_maps(model: nn.Module, head: nn.Linear, images: Tensor, labels: Tenso
     terms = torch.einsum("bc,nbc->nb", features.abs().mean((2, 3)), chosen.abs()) + bias[classes].abs()
     gap = (told - logit).abs() / terms.clamp_min(torch.finfo(torch.float32).tiny)
     if bool((gap > tolerance).any()):
-        raise RuntimeError(
-            "exact CAM needs global average pooling followed by one linear layer: mean of the map + bias differs from "
-            f"the logit by {float((told - logit).abs().max()):.3g} ({type(model).__name__})"
+        sentence = (
+            "exact CAM needs global average pooling followed by one linear layer: mean of the map + bias differs from"
+            f" the logit by {float((told - logit).abs().max()):.3g} ({type(model).__name__})"
         )
+        raise RuntimeError(named("G12", sentence))
     rows = torch.arange(len(labels), device=labels.device)
     return maps[0], maps[1], predictions, probabilities[rows, labels], probabilities[rows, predictions]

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from src.choices import parse_bytes
 from src.data.options import DataOptions
+from src.data.overlap import check_apart
 from src.data.progress import progress
 from src.data.splits import DataFacts, ImageData, ImageSplit, Pictures, SealedSplit, digest, hold_out, limit
 from src.data.storage import make_once, require_space
@@ -96,8 +97,14 @@ def check_available(options: DataOptions) -> None:
 
 
 def prepare(options: DataOptions) -> None:
-    """Decode train and validation into the cache, once for all processes; the test split stays untouched."""
+    """Decode train and validation into the cache, once for all processes; of the test split files are compared with
+    theirs, and none is decoded.
+
+    Raises:
+        ValueError: splits share pictures.
+    """
     plan = _plan(options)
+    check_apart(plan.files, Path(options.cache))
     for split in ("train", "val"):
         pictures(plan, split, options)
 

@@ -24,6 +24,7 @@ from src.data import folder
 from src.data.download import by_hand, check_md5, fetch
 from src.data.folder import Listing, Plan
 from src.data.options import DataOptions
+from src.data.overlap import check_apart
 from src.data.progress import progress
 from src.data.splits import DataFacts, ImageData, ImageSplit, SealedSplit, digest
 from src.data.storage import make_once, require_space
@@ -111,8 +112,13 @@ def check_available(options: DataOptions) -> None:
 
 
 def prepare(options: DataOptions) -> None:
-    """Download, unpack and decode, once for all processes; of the test split no pixel is touched."""
+    """Download, unpack and decode, once for all processes; of the test split files are compared, and none is decoded.
+
+    Raises:
+        ValueError: splits share pictures.
+    """
     plan, _ = _plan(options)
+    check_apart(plan.files, Path(options.cache))
     for split in ("train", "val"):
         folder.pictures(plan, split, options)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from src.guards import named
 from src.networks.build import RGB, ConvNet
 from src.networks.layers import activation
 from src.networks.table import ACTIVATIONS, Network
@@ -36,6 +37,7 @@ class Audit:
     channels: tuple[int, ...]
     resolution: int
     architecture_sha256: str
+    norm_epsilons: tuple[float, ...]  # of all batch norms, each once
 
 
 def hash_architecture(model: nn.Module) -> str:
@@ -99,13 +101,22 @@ def _one_picture(model: nn.Module, resolution: int) -> Tensor:
 
 def inspect_module(model: ConvNet, resolution: int) -> Audit:
     """Count a built (or trained) module by its weights and by executing it once; leaves its mode and statistics as
-    they were."""
+    they were.
+
+    Raises:
+        RuntimeError: it cannot be executed at that size.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             macs, fvcore_total = fvcore_counts(model, resolution)
             activations = hooked_activations(model, resolution)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RuntimeError(
+            named("G1", f"the built network cannot be run on a picture of {resolution} px: {reason}")
+        ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -118,6 +129,7 @@ def inspect_module(model: ConvNet, resolution: int) -> Audit:
         tuple(_width(part) for part in (model.stem, *model.stages, model.head) if not isinstance(part, nn.Identity)),
         resolution,
         hash_architecture(model),
+        tuple(sorted({m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)})),
     )
 
 
@@ -135,21 +147,50 @@ def check(audit: Audit, scaled: ScaledNetwork, *, trained_resolution: int) -> No
     trained_resolution: side of the pictures that really enter training, as the data delivers them.
 
     Raises:
-        RuntimeError: lists every difference.
+        RuntimeError: lists every difference, with the guards that found them.
     """
-    faults = _differences(audit, scaled.network, scaled.resolution)
+    faults = [("G1", fault) for fault in _differences(audit, scaled.network, scaled.resolution)]
     cost = scaled.cost
-    for name, counted, expected in (
-        ("MACs (fvcore, conv + linear)", audit.macs, cost.macs),
-        ("parameters", audit.params, cost.params),
-        ("activations (hooks)", audit.activations, cost.activations),
-        ("side of the training pictures", trained_resolution, scaled.resolution),
+    for guard, name, counted, expected in (
+        ("G2", "MACs (fvcore, conv + linear)", audit.macs, cost.macs),
+        ("G2", "parameters", audit.params, cost.params),
+        ("G2", "activations (hooks)", audit.activations, cost.activations),
+        ("G7", "side of the training pictures", trained_resolution, scaled.resolution),
     ):
         if counted != expected:
-            faults.append(f"{name}: built {counted:,}, asked {expected:,}")
-    faults += _axis_faults(audit, scaled)
+            faults.append((guard, f"{name}: built {counted:,}, asked {expected:,}"))
+    faults += [("G1", fault) for fault in _axis_faults(audit, scaled)]
+    wanted = scaled.network.norm.eps
+    if set(audit.norm_epsilons) != {wanted}:
+        faults.append(("G13", f"epsilon of batch norm: built {audit.norm_epsilons}, asked {wanted}"))
     if faults:
-        raise RuntimeError(f"audit of arm {scaled.arm!r} failed: " + "; ".join(faults))
+        raise RuntimeError(
+            f"audit of arm {scaled.arm!r} failed: " + "; ".join(named(guard, fault) for guard, fault in faults)
+        )
+
+
+def check_untrained(model: ConvNet, network: Network) -> None:
+    """Stop unless a network that is about to be trained has learnt nothing yet, and normalises as its table says.
+
+    Batch norm shows both: it starts with scale 1 and shift 0, mean 0 and variance 1, and has seen no batch; any
+    training moves them all. All arms must start alike, or the study is one of what they were trained on before.
+
+    Raises:
+        RuntimeError: names the first layer that is not as new.
+    """
+    for name, norm in model.named_modules():
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+        # A scale of 0 is how a residual branch may start.
+        new = bool(((norm.weight == 1) | (norm.weight == 0)).all()) and not norm.bias.any()
+        new &= not norm.running_mean.any() and bool((norm.running_var == 1).all())
+        if not new or norm.num_batches_tracked.item():
+            sentence = f"{name} has been trained before: every arm must start from new weights"
+            raise RuntimeError(named("G9", sentence))
+        if norm.momentum != network.norm.momentum:
+            sentence = f"{name} moves its statistics by {norm.momentum}, the table asks for {network.norm.momentum}"
+            raise RuntimeError(named("G13", sentence))
 
 
 def _differences(audit: Audit, network: Network, resolution: int) -> list[str]:

@@ -92,15 +92,16 @@ def price_repeats(costs: StageCosts, repeats: Ints, currency: Currency) -> Float
     return np.asarray(once, float)[..., None] + following.astype(float) @ (repeats - 1.0).T
 
 
-def shapley_shares(log_macs: Floats) -> tuple[Floats, Floats, Floats]:
+def shapley_shares(log_macs: Floats, points: tuple[Ints, Ints, Ints]) -> tuple[Floats, Floats, Floats]:
     """Shares of the growth of ln(MACs) due to depth, width and resolution, averaged over the orders of switching them
-    on: each (n-1, m-1, k-1) from the `log_macs` of a lattice whose first row on every axis is the base's.
+    on: each as long as the `points`, rows of a lattice's three axes. `log_macs` is of the same lattice `with_base`.
 
     Exactly 1 for the only axis that moved; NaN where the cost did not change.
     """
     v = log_macs - log_macs[0, 0, 0]
-    w, r, d = v[1:, :1, :1], v[:1, 1:, :1], v[:1, :1, 1:]
-    wr, wd, rd, all_three = v[1:, 1:, :1], v[1:, :1, 1:], v[:1, 1:, 1:], v[1:, 1:, 1:]
+    n, m, k = (rows + 1 for rows in points)
+    w, r, d = v[n, 0, 0], v[0, m, 0], v[0, 0, k]
+    wr, wd, rd, all_three = v[n, m, 0], v[n, 0, k], v[0, m, k], v[n, m, k]
     with np.errstate(invalid="ignore", divide="ignore"):
         depth = (2 * d + (wd - w) + (rd - r) + 2 * (all_three - wr)) / (6 * all_three)
         width = (2 * w + (wd - d) + (wr - r) + 2 * (all_three - rd)) / (6 * all_three)
@@ -111,7 +112,8 @@ def shapley_shares(log_macs: Floats) -> tuple[Floats, Floats, Floats]:
 def shares_of(base: Base, network: Network, resolution: int) -> Factors:
     """Shapley shares of one scaled network; zeros if its cost is the base's."""
     point = Lattice(np.array([network.channels]), np.array([resolution]), np.array([network.repeats]))
-    shares = [float(axis[0, 0, 0]) for axis in shapley_shares(point.with_base(base).log_macs(base))]
+    only = np.zeros(1, dtype=np.int64)
+    shares = [float(axis[0]) for axis in shapley_shares(point.with_base(base).log_macs(base), (only, only, only))]
     return Factors(*(share + 0.0 for share in shares)) if all(map(math.isfinite, shares)) else Factors(0.0, 0.0, 0.0)
 
 

@@ -220,10 +220,8 @@ def _best(base: Base, rule: Rule, lattice: Lattice, multiples: Floats, allowed: 
     rows, columns, blocks = np.unique(n), np.unique(m), np.unique(k)
     part = Lattice(lattice.channels[rows], lattice.sides[columns], lattice.repeats[blocks])
     where = np.searchsorted(rows, n), np.searchsorted(columns, m), np.searchsorted(blocks, k)
-    shares = shapley_shares(part.with_base(base).log_macs(base))
-    distance = sum(
-        np.abs(share[where] - asked) for share, asked in zip(np.nan_to_num(shares), rule.exponents, strict=True)
-    )
+    shares = shapley_shares(part.with_base(base).log_macs(base), where)
+    distance = sum(np.abs(share - asked) for share, asked in zip(np.nan_to_num(shares), rule.exponents, strict=True))
     stock = np.array(base.network.channels[1 : 1 + len(base.network.stages)])
     stages = part.channels[:, 1 : 1 + len(stock)]
     badness = (

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from src.guards import named
 from src.training.options import HardwareOptions
 
 
@@ -51,7 +52,11 @@ def resolve(options: HardwareOptions, nodes: int = 1) -> Hardware:
         accelerator = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError(
-            "hardware.accelerator='gpu' was asked for, but torch sees no CUDA device; use hardware=auto or hardware=cpu"
+            named(
+                "G15",
+                "hardware.accelerator='gpu' was asked for, but torch sees no CUDA device; use hardware=auto or"
+                " hardware=cpu",
+            )
         )
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise ValueError(
@@ -148,7 +153,8 @@ def unused_gpu(hardware: Hardware, device: Path = Path("/dev/nvidia0")) -> str:
     if hardware.accelerator != "cpu" or torch.cuda.is_available() or not device.exists():
         return ""
     built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-    return f"trained on the CPU beside an NVIDIA GPU, since torch {torch.__version__} {built} and sees none"
+    sentence = f"trained on the CPU beside an NVIDIA GPU, since torch {torch.__version__} {built} and sees none"
+    return named("G15", sentence)
 
 
 def peak_memory_bytes(accelerator: str) -> int:

@@ -93,6 +93,7 @@ class Classifier(pl.LightningModule):
         self.training_logits: Callable[[Tensor], Tensor] | None = None
         self.history: list[EpochRow] = []
         self.sides_seen: set[int] = set()  # of the pictures that really entered training, for the audit
+        self.sides_evaluated: set[int] = set()  # and of those that it is judged by
         self.collected: list[tuple[Tensor, Tensor]] | None = (
             None  # labels and logits of an evaluation, while one is kept
         )
@@ -125,10 +126,13 @@ class Classifier(pl.LightningModule):
         images, labels = batch
         logits = self.network(images).logits.float()
         self._means["val"].add(logits, labels, F.cross_entropy(logits, labels, reduction="none"))
+        self.sides_evaluated.add(images.shape[-1])
         self._collect(labels, logits)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._collect(batch[1], self.network(batch[0]).logits)
+        images, labels = batch
+        self.sides_evaluated.add(images.shape[-1])
+        self._collect(labels, self.network(images).logits)
 
     def _collect(self, labels: Tensor, logits: Tensor) -> None:
         if self.collected is not None:

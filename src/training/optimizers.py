@@ -110,6 +110,11 @@ def _update(
         torch._foreach_addcdiv_(weights, gradients, roots, value=-group["lr"])
 
 
+def epsilon_of(recipe: Recipe) -> float:
+    """What keeps the recipe's optimizer from dividing by zero; SGD does not divide."""
+    return _EPSILON.get(recipe.optimizer, 0.0) if recipe.epsilon is None else recipe.epsilon
+
+
 def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimizer at its peak rate.
 
@@ -123,7 +128,7 @@ def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
     rate, momentum = recipe.peak_learning_rate, recipe.momentum
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0.0, fused=True)
-    epsilon = _EPSILON[recipe.optimizer] if recipe.epsilon is None else recipe.epsilon
+    epsilon = epsilon_of(recipe)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), eps=epsilon, fused=True)
     if recipe.optimizer == "rmsprop":

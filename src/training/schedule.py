@@ -6,9 +6,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from src.guards import named
 from src.training.options import LARGEST_FINAL_LEARNING_RATE, LARGEST_WARMUP, Recipe
 
 FEWEST_FALLS = 2  # of a staircase: the fewest with which step schedules are published (He et al. 2016, CIFAR-10)
+# RMSprop's peak rate in the released code (tensorflow/tpu, efficientnet/main.py: base_learning_rate), grown with the
+# batch. arXiv 1905.11946v5, section 5.2 prints 0.256 without the batch of 4,096 that it is for.
+RELEASED_RATE, RELEASED_RATE_BATCH = 0.016, 256
+LARGEST_RELEASED_FACTOR = 4.0
 SHORTEST_MEMORY = 5  # steps that an average of weights should remember, or it is the weights
 
 
@@ -106,6 +111,9 @@ def _rate_findings(recipe: Recipe, steps: int) -> list[Finding]:
     """What the rates themselves show, whatever shape they have."""
     rates = [share_of_peak(recipe, step, steps) for step in range(steps)]
     found = []
+    if recipe.peak_learning_rate <= 0.0:
+        sentence = f"the learning rate peaks at {recipe.peak_learning_rate:g}; it must stay above 0"
+        return [Finding("no rate", sentence, True)]
     if min(rates[:-1]) <= 0.0:
         sentence = f"the learning rate is {min(rates):g} inside the run; it must stay above 0"
         return [Finding("no rate", sentence, True)]
@@ -122,6 +130,14 @@ def _rate_findings(recipe: Recipe, steps: int) -> list[Finding]:
             f" {LARGEST_FINAL_LEARNING_RATE:.0%} or less: lower recipe.final_learning_rate"
         )
         found.append(Finding("not annealed", sentence, True))
+    apart = recipe.peak_learning_rate * RELEASED_RATE_BATCH / (recipe.batch_size * RELEASED_RATE)
+    if recipe.optimizer in ("rmsprop", "rmsprop_tf") and apart > LARGEST_RELEASED_FACTOR:
+        sentence = named(
+            "G5",
+            f"the peak rate of {recipe.peak_learning_rate:g} for {recipe.batch_size} pictures a step is {apart:.3g}"
+            f" times the {RELEASED_RATE:g} for {RELEASED_RATE_BATCH} with which EfficientNets were released",
+        )
+        found.append(Finding("far above the released rate", sentence, False))
     return found
 
 
@@ -160,7 +176,7 @@ def check_schedule(recipe: Recipe, steps: int) -> None:
     """
     for finding in lint(recipe, steps):
         if finding.fatal:
-            raise ValueError(finding.sentence)
+            raise ValueError(named("G5", finding.sentence))
 
 
 def describe(recipe: Recipe, steps: int) -> str:

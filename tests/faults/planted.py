@@ -104,8 +104,9 @@ def exhaust_memory(trainer: Any, value: str) -> None:
 
 
 def diverge(trainer: Any, value: str) -> None:
-    for scheduler in trainer.lr_scheduler_configs:
-        scheduler.scheduler.base_lrs = [1e30 for _ in scheduler.scheduler.base_lrs]
+    """Weights as large as a rate too high makes them; a wrong rate itself would be named before it does harm."""
+    for weight in trainer.lightning_module.parameters():
+        weight.data.mul_(1e30)
 
 
 def fill_the_disk(trainer: Any, value: str) -> None:

@@ -162,9 +162,8 @@ def test_a_wrong_input_side_is_found_in_the_count_and_in_the_data() -> None:
         check(model, scaled, resolution=32)
     with pytest.raises(RuntimeError) as stopped:
         check(model, scaled, trained_resolution=32)
-    assert str(stopped.value) == (
-        f"audit of arm 'resolution' failed: side of the training pictures: built 32, asked {scaled.resolution}"
-    )
+    told = f"side of the training pictures: built 32, asked {scaled.resolution} (guard G7)"
+    assert str(stopped.value) == f"audit of arm 'resolution' failed: {told}"
 
 
 def regrown(scaled: ScaledNetwork, **changes: Any) -> ScaledNetwork:
@@ -186,7 +185,7 @@ def test_a_pure_arm_that_touched_another_axis_is_found(name: str, axis: str) -> 
         return
     with pytest.raises(RuntimeError) as stopped:
         check(built(touched), touched)
-    message = f"audit of arm {name!r} failed: {axis} differs from the base though the rule leaves it alone"
+    message = f"audit of arm {name!r} failed: {axis} differs from the base though the rule leaves it alone (guard G1)"
     assert str(stopped.value) == message
 
 
