@@ -19,7 +19,7 @@ from src.data.sizes import cut, split_sizes
 from src.launch.progress import duration
 from src.planning import Arm, show_plan
 from src.record import RunRecord
-from src.rehearsal import REPORT_SECONDS, Timings, forecast_arm, measure
+from src.rehearsal import REPORT_SECONDS, WANDB_SECONDS, Timings, forecast_arm, measure
 from src.report.console import make_console, print_whole
 from src.report.forecast import ArmForecast, Forecast, wall_seconds
 from src.report.pilot import read_pilot
@@ -177,7 +177,7 @@ def _forecast(
     launcher = arms[0].study.launcher
     left = [run for run, arm in zip(runs, arms, strict=True) if launcher.rerun or not is_finished(arm.folder)]
     devices = max(arm.study.hardware.devices for arm in arms)
-    fixed = timings.start + REPORT_SECONDS
+    fixed = timings.start + REPORT_SECONDS + WANDB_SECONDS[mode]  # the comparison is a run of its own
     forecast = Forecast(
         study=arms[0].study.study,
         written=datetime.now(UTC).isoformat(timespec="seconds"),

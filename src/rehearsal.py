@@ -78,7 +78,7 @@ CALM_RATE = 0.01  # learning rate at which a few steps do not diverge
 ARM, PREDICTIONS = "arm", "predictions.npz"  # folder and file of what a take writes
 PATIENCE = 240  # seconds beyond its budget after which a rehearsal is given up
 
-# Seconds that a run in W&B adds to an arm, measured; an online one waits for its server besides.
+# Seconds that a run in W&B adds to an arm or a comparison, measured; an online one waits for its server besides.
 WANDB_SECONDS = {"disabled": 0.0, "offline": 1.2, "online": 3.0}
 WANDB_BYTES = 2**18  # of its local files, beside the maps' pictures
 REPORT_SECONDS = 2.0  # of the comparison when all arms have ended

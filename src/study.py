@@ -37,6 +37,7 @@ from src.planning import Arm, plan, plan_all, show_plan
 from src.record import RECORD_FILE, RunRecord
 from src.report.console import make_console
 from src.report.declared import declare
+from src.tracking.options import TrackingOptions
 from src.tracking.wandb_run import granted_mode
 from src.training.hardware import resolve
 
@@ -75,8 +76,8 @@ def run_all(configs: list[DictConfig]) -> list[int]:
         importlib.import_module("src.training.fit")
     with mistakes(CONF), make_display(launcher.progress, launcher.jobs) as display:
         outcomes = run_jobs(jobs, launcher, devices=devices, on_update=display.update)
-    for folder in dict.fromkeys(arm.study.folder for arm in arms):
-        _compare(folder)
+    for folder, study in {arm.study.folder: arm.study for arm in arms}.items():
+        _compare(folder, study.tracking)
     return [exit_code(outcomes)] * len(configs)
 
 
@@ -230,18 +231,23 @@ def _job(arm: Arm, where: slurm.Place) -> ArmJob:
     return ArmJob(arm.name, arm.folder, command, surroundings, prepare)
 
 
-def _compare(folder: Path) -> None:
-    """Write the report of a study and print it; a sweep of which nothing finished has none."""
-    from src.report.write import render, write_report  # only now: figures and statistics take a second to import
+def _compare(folder: Path, tracking: TrackingOptions) -> None:
+    """Write the report of a study, print it and log it to W&B; a sweep of which nothing finished has none."""
+    # Only now: figures and statistics take a second to import.
+    from src.comparison import log_report
+    from src.report.write import render, write_report
 
     try:
         # Jobs of other launchers end at the same time: the last one to report must have read all records.
         with FileLock(folder / ".report.lock"):
             report = write_report(folder)
+            render(report, make_console())
+            where = log_report(report, tracking)
     except ValueError as nothing:
         print(f"no comparison: {nothing}", file=sys.stderr)
     else:
-        render(report, make_console())
+        if where:
+            print(where, file=sys.stderr)
 
 
 def code_revision() -> str:

@@ -1,4 +1,4 @@
-"""One W&B run for one arm: started without a prompt, ended with the truth about how the arm ended, never in its way."""
+"""One W&B run for one arm or one comparison: started without a prompt, ended with the truth, never in anybody's way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -39,6 +40,14 @@ _YES = ("1", "true", "yes", "on")
 _EMPTY_LOG = 7
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A table as W&B shows it: rows of plain values under the names of their columns."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
 class Tracker:
     """What an arm may tell W&B. No method raises because of W&B: the first failure is one loud line, training goes on.
 
@@ -48,10 +57,11 @@ class Tracker:
         url: page of an online run, else None.
         notice: one line for the user: where the run is, or how to sync it with all its parts.
         problems: what was asked for and not granted, for the notes of the record.
-        logger: to hand to Lightning's Trainer; False when disabled.
+        logger: to hand to Lightning's Trainer; False when disabled, or when there is none.
+        lost: whether W&B failed, so that not all is logged.
     """
 
-    def __init__(self, run: Any, mode: str, problems: Sequence[str] = ()) -> None:
+    def __init__(self, run: Any, mode: str, problems: Sequence[str] = (), reassurance: str = "the arm goes on") -> None:
         self._run = run
         self.mode = mode
         self.problems = list(problems)
@@ -59,7 +69,8 @@ class Tracker:
         self.url: str | None = run.url if run is not None and mode == "online" else None
         self.logger: Logger | Literal[False] = False
         self._folder = Path(run.settings.sync_dir) if run is not None else Path()
-        self._lost = False
+        self._reassurance = reassurance
+        self.lost = False
         self.notice = ""
         if run is not None:
             self.notice = f"W&B: {run.url}" if mode == "online" else f"W&B offline, upload: {self._upload_command()}"
@@ -99,6 +110,25 @@ class Tracker:
 
         self._attempt(send)
 
+    def log_documents(
+        self, tables: Mapping[str, Sheet], pictures: Mapping[str, Path], pages: Mapping[str, Path]
+    ) -> None:
+        """Log tables, picture files and HTML files by their keys, all of them in one row."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            sheets = {
+                key: wandb.Table(columns=list(sheet.columns), data=[list(row) for row in sheet.rows])
+                for key, sheet in tables.items()
+            }
+            images = {key: wandb.Image(str(path)) for key, path in pictures.items()}
+            # The page is whole: W&B's own style sheet would only change how it looks.
+            html = {key: wandb.Html(path.read_text(encoding="utf-8"), inject=False) for key, path in pages.items()}
+            run.log({**sheets, **images, **html})
+
+        self._attempt(send)
+
     def summarise(self, values: Mapping[str, Any]) -> None:
         """Write plain keys into the run's summary, e.g. `best/val_accuracy`; they become columns of the run table."""
         self._attempt(lambda run: run.summary.update(dict(values)))
@@ -109,7 +139,7 @@ class Tracker:
         if self._run is not None and self.mode == "online":
             for error in _logged_errors(Path(self._run.settings.log_internal)):
                 self._lose(f"W&B's log tells of an error ({error})")
-        if self._run is not None and self.mode == "online" and not self._lost:
+        if self._run is not None and self.mode == "online" and not self.lost:
             # W&B's own mark of a part that the server has: `wandb sync` passes it by, and so does the next resume.
             _sent_mark(self._folder, self.run_id).touch()
         self._run = None
@@ -117,6 +147,8 @@ class Tracker:
     def hear(self, message: str) -> None:
         """Take what W&B itself warns of; it says so when it gives up uploading and goes on without raising."""
         said = " ".join(message.removeprefix("wandb:").split()).removeprefix("WARNING ").removeprefix("ERROR ")
+        if "already exists with the same content" in said:  # of a table that is logged again
+            return
         self._lose(f"W&B said: {said.partition('. ')[0].rstrip('.')}")
 
     def _attempt(self, action: Callable[[Any], object], what: str = "logging") -> None:
@@ -125,12 +157,12 @@ class Tracker:
         try:
             action(self._run)
         except Exception as error:
-            self._lose(f"W&B failed while {what} ({type(error).__name__}: {_first_line(error)})")
+            self._lose(f"W&B failed while {what} ({type(error).__name__}: {first_line(error)})")
 
     def _lose(self, cause: str) -> None:
-        if not self._lost:
-            self._lost = True
-            line = f"{cause}; the arm goes on, and what was kept can be uploaded after it: {self._upload_command()}"
+        if not self.lost:
+            self.lost = True
+            line = f"{cause}; {self._reassurance}, and what was kept can be uploaded after it: {self._upload_command()}"
             self.problems.append(line)
             LOG.warning(line)
 
@@ -197,6 +229,7 @@ def tracked_run(
     tags: Sequence[str] = (),
     job_type: str = "",
     run_id: str | None = None,
+    arm: bool = True,
 ) -> Iterator[Tracker]:
     """One W&B run around the body; it ends as failed if the body raises (Ctrl-C and non-zero exits included).
 
@@ -211,11 +244,12 @@ def tracked_run(
         job_type: the arm's rule, e.g. "compound".
         run_id: id of an earlier run of the same arm, to go on with it; None makes a new one. What an earlier part
             could not send is uploaded first; where that fails, the run goes on offline.
+        arm: whether an arm trains in the body: in rank zero alone, its charts over steps, logged by Lightning.
 
     Raises:
         ValueError: as `granted_mode`.
     """
-    tracker = _start(options, study, name, folder, config, [*options.tags, *tags], job_type, run_id)
+    tracker = _start(options, study, name, folder, config, [*options.tags, *tags], job_type, run_id, arm)
     for problem in tracker.problems:
         LOG.warning(problem)
     if tracker.notice:
@@ -263,7 +297,7 @@ def granted_mode(options: TrackingOptions, arms: int = 1) -> tuple[str, list[str
         )
     if asked in ("offline", "disabled"):
         return asked, problems
-    stored, logged_in = _stored(asked)
+    stored, logged_in = stored_login(asked)
     if asked == "auto" and stored in ("offline", "disabled"):
         return stored, problems
     if logged_in:
@@ -275,9 +309,9 @@ def granted_mode(options: TrackingOptions, arms: int = 1) -> tuple[str, list[str
     return "offline", problems
 
 
-def _stored(asked: str) -> tuple[str, bool]:
+def stored_login(asked: str) -> tuple[str, bool]:
     """The mode in W&B's settings, where `wandb offline` writes it, and whether there is a key."""
-    wandb = _import_wandb()
+    wandb = import_wandb()
     try:
         settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
         mode = settings.mode
@@ -285,11 +319,12 @@ def _stored(asked: str) -> tuple[str, bool]:
             settings.mode = "online"  # W&B looks for no key while its settings say offline
         return _SYNONYMS.get(mode, mode), wandb.login(prompt=False, verify=False)
     except Exception as error:
-        LOG.warning(f"the stored W&B key or settings cannot be used: {_first_line(error)}")
+        LOG.warning(f"the stored W&B key or settings cannot be used: {first_line(error)}")
         return "", False
 
 
-def _import_wandb() -> Any:
+def import_wandb() -> Any:
+    """The library, kept from what it would send and print unasked."""
     # W&B reports its own errors and timings to its server, and when that fails writes lines nobody asked for.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -306,17 +341,14 @@ def _start(
     tags: Sequence[str],
     job_type: str,
     run_id: str | None,
+    arm: bool,
 ) -> Tracker:
     mode, problems = granted_mode(options)
     if mode == "disabled":
         return Tracker(None, "disabled", problems)
-    wandb = _import_wandb()
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
-    from src.tracking.logger import TrackerLogger
-
+    wandb = import_wandb()
     run: Any = None
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if not arm or _is_rank_zero():
         earlier = set((folder / "wandb").glob("*"))
         obstacle = _obstacle(folder, run_id, options.timeout_seconds) if mode == "online" else ""
         if obstacle:
@@ -346,9 +378,9 @@ def _start(
                 break
             except Exception as error:
                 if attempt == "offline":
-                    problems.append(f"W&B cannot start, nothing is logged to it: {_first_line(error)}")
+                    problems.append(f"W&B cannot start, nothing is logged to it: {first_line(error)}")
                     return Tracker(None, "disabled", problems)
-                problems.append(f"W&B cannot be reached, the run is logged offline: {_first_line(error)}")
+                problems.append(f"W&B cannot be reached, the run is logged offline: {first_line(error)}")
                 # The attempt's empty directory would be listed and synced as a part of the run.
                 for leftover in set((folder / "wandb").glob(f"run-*-{identity}*")) - earlier:
                     shutil.rmtree(leftover, ignore_errors=True)
@@ -357,12 +389,21 @@ def _start(
                     wandb.teardown()
                 else:
                     identity = secrets.token_hex(4)
-    tracker = Tracker(run, mode, problems)
+    tracker = Tracker(run, mode, problems, "the arm goes on" if arm else "the study's own report is whole")
     if run is not None:
         wandb.termsetup(run.settings, _Listener(tracker))
-    tracker.set_axis()
-    tracker.logger = TrackerLogger(tracker, run, name=name, folder=folder)
+    if arm:
+        from src.tracking.logger import TrackerLogger  # and with it Lightning, which takes seconds
+
+        tracker.set_axis()
+        tracker.logger = TrackerLogger(tracker, run, name=name, folder=folder)
     return tracker
+
+
+def _is_rank_zero() -> bool:
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _own_settings(wandb: Any) -> None:
@@ -376,9 +417,8 @@ def _own_settings(wandb: Any) -> None:
 
 def _obstacle(folder: Path, run_id: str | None, seconds: float) -> str:
     """Why a run should not even try to start online, or ""."""
-    wandb = _import_wandb()
-    server = wandb.setup().settings.base_url
-    if not _answers(server):
+    server = server_url()
+    if not answers(server):
         return f"the W&B server {server} cannot be reached"
     parts = unsent_parts(folder / "wandb", run_id) if run_id else []
     if parts:
@@ -396,7 +436,12 @@ def _obstacle(folder: Path, run_id: str | None, seconds: float) -> str:
     return ""
 
 
-def _answers(server: str) -> bool:
+def server_url() -> str:
+    """The W&B server that is set, W&B's own if none is."""
+    return str(import_wandb().setup().settings.base_url)
+
+
+def answers(server: str) -> bool:
     """Whether a connection to the server can be opened; not asked where a proxy stands between."""
     address = urlsplit(server)
     if getproxies() or address.hostname is None:
@@ -428,5 +473,6 @@ def _settings(timeout_seconds: float) -> Any:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

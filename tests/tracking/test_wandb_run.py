@@ -10,51 +10,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 import wandb
 import yaml
 from PIL import Image
-from wandb_fake import FakeRun, FakeServer
+from wandb_fake import KEY, FakeRun, FakeServer
 from wandb_reader import LoggedRun, read, read_all
 
 from src.tracking.logger import TrackerLogger  # Lightning, whose import no test shall time
 from src.tracking.options import TrackingOptions
 from src.tracking.wandb_run import Tracker, granted_mode, tracked_run, unsent_parts
 
-REFUSED = "http://127.0.0.1:9"
-KEY = "0123456789" * 4
+pytestmark = pytest.mark.usefixtures("fresh_wandb")
+
 OFFLINE = TrackingOptions(mode="offline", tags=["paper"], notes="why")
 SHORT = TrackingOptions(timeout_seconds=1.5)
-FONTS = matplotlib.get_cachedir()  # a new home would have matplotlib look at every font again: 10 s
 PICTURE = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3)) * 3
-
-
-@pytest.fixture(autouse=True)
-def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key, a home of its own, no server, and no state of W&B left by another test."""
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    monkeypatch.delenv("NETRC", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MPLCONFIGDIR", FONTS)
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("WANDB_BASE_URL", REFUSED)
-    forget()
-    yield
-    forget()
-
-
-def forget() -> None:
-    from wandb.sdk.lib import wbauth
-
-    wbauth.unauthenticate_session(update_settings=False)
-    wandb.teardown()
 
 
 def track(folder: Path, name: str = "depth-2x-seed0-1a2b", options: TrackingOptions = OFFLINE, **values: Any) -> Any:
@@ -318,19 +294,6 @@ def test_unusable_settings_of_wandb_stop_nothing(
 
 
 # Against a server -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    fake = FakeServer()
-    monkeypatch.setenv("WANDB_BASE_URL", fake.url)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    for what in ("FILE_STREAM", "GRAPHQL", "FILE_TRANSFER"):
-        monkeypatch.setenv(f"WANDB_X_{what}_RETRY_WAIT_MIN_SECONDS", "0.1")
-        monkeypatch.setenv(f"WANDB_X_{what}_RETRY_WAIT_MAX_SECONDS", "0.2")
-    yield fake
-    fake.release()
-    fake.close()
 
 
 def wait_for(condition: Callable[[], object], seconds: float, child: subprocess.Popen[bytes] | None = None) -> None:

@@ -1,4 +1,5 @@
-"""A loopback stand-in for the W&B server: as much of its private protocol as runs of wandb 0.31 use, and troubles."""
+"""A loopback stand-in for the W&B server: as much of its private protocol as runs of wandb 0.31 and saved views use,
+and troubles."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+KEY = "0123456789" * 4  # of the form that W&B takes for one
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
 
 
@@ -58,6 +60,9 @@ class FakeServer:
 
     Attributes:
         runs: by id.
+        tables: digests of the artifacts that logged tables come with; one content is one artifact.
+        views: workspaces and reports by id, each as it was saved last.
+        projects: names; a run makes its own.
         requests: how often each path, or GraphQL operation, was asked for.
         delay: seconds by which every answer is late; `release` lets the late ones go.
         status: HTTP status of every answer while it is set, e.g. 401 or 500.
@@ -67,6 +72,9 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.runs: dict[str, FakeRun] = {}
+        self.tables: list[str] = []
+        self.views: dict[str, dict[str, Any]] = {}
+        self.projects: set[str] = set()
         self.requests: Counter[str] = Counter()
         self.delay = 0.0
         self.status: int | None = None
@@ -142,11 +150,12 @@ class FakeServer:
     def graphql(self, name: str, variables: dict[str, Any]) -> dict[str, Any]:
         if name in self.refused:
             return {"errors": [{"message": f"the fake refuses {name}"}]}
-        if name == "Viewer":
+        if name in ("Viewer", "GetDefaultEntity"):
             return {"data": {"viewer": {"id": "v", "entity": "lab", "username": "lab", "flags": "{}", "teams": {}}}}
         if name == "UpsertBucket":
             inserted = variables["name"] not in self.runs
             run = self.runs.setdefault(variables["name"], FakeRun(variables))
+            self.projects.add(variables["project"])
             project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "lab"}}
             shown = {"id": "b", "name": variables["name"], "displayName": run.created.get("displayName")}
             counts = {"historyLineCount": len(run.lines), "sweepName": None}
@@ -161,7 +170,67 @@ class FakeServer:
             run_name = variables["run"]
             files = [{"name": f, "uploadUrl": f"{self.url}/upload/{run_name}/{f}"} for f in variables["files"]]
             return {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}}
+        if "Artifact" in name:
+            return self.artifact(name, variables)
+        if name == "GetProjects":
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            edges = [{"node": self.project(project), "cursor": project} for project in sorted(self.projects)]
+            return {"data": {"models": {"edges": edges, "pageInfo": page}}}
+        if name == "CreateProject":
+            self.projects.add(variables["input"]["name"])
+            model = {"project": self.project(variables["input"]["name"]), "inserted": True}
+            return {"data": {"upsertModel": {**model, "model": model["project"]}}}
+        if name in ("UpsertView2", "upsertView"):
+            return self.save(variables)
         return {"errors": [{"message": f"the fake knows nothing of {name}"}]}
+
+    def artifact(self, name: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """The artifact that a logged table comes with: made, sent in two files, committed; once for each content."""
+        if name == "ArtifactType":
+            return {"data": {"project": {"artifact": None}}}
+        if name == "CreateArtifact":
+            identity = variables["input"]["digest"]
+            state = "COMMITTED" if identity in self.tables else "PENDING"
+            made = {"id": identity, "state": state, "artifactSequence": {"latestArtifact": None}}
+            return {"data": {"createArtifact": {"artifact": made}}}
+        if name in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            key = name[0].lower() + name[1:]
+            file = {"id": "f", "uploadUrl": f"{self.url}/artifacts/manifest", "uploadHeaders": []}
+            return {"data": {key: {"artifactManifest": {"id": "m", "file": file}}}}
+        if name == "CreateArtifactFiles":
+            asked = variables["input"]["artifactFiles"]
+            nodes = [
+                {
+                    "storagePath": file["name"],
+                    "uploadUrl": f"{self.url}/artifacts/{file['artifactID']}",
+                    "uploadHeaders": [],
+                    "uploadMultipartUrls": None,
+                    "artifact": {"id": file["artifactID"]},
+                }
+                for file in asked
+            ]
+            return {"data": {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}}
+        if name == "CommitArtifact":
+            self.tables.append(variables["artifactID"])
+            return {"data": {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": ""}}}}
+        return {"errors": [{"message": f"the fake knows nothing of {name}"}]}
+
+    def project(self, name: str) -> dict[str, Any]:
+        """A project as the server describes it."""
+        kind = {"__typename": "Project", "createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": None}
+        return {**kind, "id": "p", "name": name, "entityName": "lab"}
+
+    def save(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Keep a new view, or put it in the place of the one whose id it gives."""
+        given = variables.get("id")
+        if given is not None and given not in self.views:
+            return {"errors": [{"message": f"view {given} not found"}]}
+        if variables["projectName"] not in self.projects:
+            return {"errors": [{"message": f"project {variables['projectName']} not found"}]}
+        identity = given or f"view{len(self.views)}"
+        view = {**variables, "id": identity, "project": self.project(variables["projectName"])}
+        self.views[identity] = view
+        return {"data": {"upsertView": {"view": {**view, "updatedAt": None}, "inserted": given is None}}}
 
     def resumable(self, name: str) -> dict[str, Any] | None:
         """A run as a client sees it that wants to go on with it."""
