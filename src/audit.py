@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from src.choices import check_choice
+from src.choices import Parser, check_choice
 from src.networks.table import Network, Norm, Stage, Stem
 from src.record import write_atomically
 from src.report.console import make_console
@@ -54,16 +54,9 @@ Examples:
 Exit code: 0 when the table was audited, whatever was found; 2 for a mistake told in one sentence."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m src.audit",
         description="Say what cannot be true in a results table that somebody published.",
         epilog=HELP,

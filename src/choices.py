@@ -1,10 +1,12 @@
-"""What to say when a word is none of the known ones, or a size is none: one sentence for every option of every room."""
+"""What to say when a word is none of the known ones, a size is none, or a command line cannot be read: one sentence."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Iterable
+from typing import NoReturn
 
 FEW = 12  # so many choices are listed in full
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -49,3 +51,14 @@ def parse_bytes(key: str, text: str) -> int:
     if match is None:
         raise ValueError(f"{key}={text!r} is not a size: write a number and a unit, such as 4GiB or 500MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one sentence, without a page of usage.
+
+    Raises:
+        ValueError: a word is unknown, missing or impossible.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see --help")

@@ -6,8 +6,8 @@ import argparse
 import datetime
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from src.choices import Parser
 from src.report.console import make_console
 from src.report.optimum import check_name, choose, next_command, render, write_optimum, write_rule
 
@@ -35,16 +35,9 @@ Works while the sweep is still running. How to read the answer: docs/coefficient
 Exit code: 0, or 2 for a mistake told in one sentence."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m src.optimum",
         description="Find the best way to divide a budget among depth, width and resolution.",
         epilog=HELP,

@@ -28,21 +28,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from omegaconf import DictConfig
 
+from src.choices import Parser
 from src.command import start
 from src.messages import mistakes
 from src.prospect import Wishes, plan_sweep
 from src.study import CONF, plan_configs
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")
 
 
 def _two_counts(text: str) -> tuple[int, int]:
@@ -56,7 +49,7 @@ def parse(arguments: Sequence[str]) -> tuple[Wishes, list[str]]:
     Raises:
         ValueError: a value is impossible; one sentence.
     """
-    parser = _Parser(prog="python -m src.plan", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="python -m src.plan", add_help=False, allow_abbrev=False)
     for name in ("effect", "sigma", "power", "seconds"):
         parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS)
     parser.add_argument("--pilot", type=Path, default=argparse.SUPPRESS)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from src.choices import Parser
 from src.report.console import make_console
+from src.report.verify import told, verify
 from src.report.write import render, write_report
 
 HELP = """\
 Reads record.json, status.json, history.csv, predictions.npz and cam.npz of every arm in PATH, and the study's
-claims.json (nothing is trained, nothing is loaded on a GPU, nothing is asked of W&B) and writes into PATH:
+claims.json, plan.json and extrapolation.json (nothing is trained, nothing is loaded on a GPU, nothing is asked of W&B)
+and writes into PATH:
 
   report.html           all of it on one page that needs no network: sortable, printable, every number leads to its runs
   summary.md            table, verdict, warnings, and where each number comes from
@@ -23,29 +25,31 @@ claims.json (nothing is trained, nothing is loaded on a GPU, nothing is asked of
   cam_grid.png          the same pictures through every arm's eyes; .csv: what each arm took them for
   looks.json            added to, never replaced: what was read when, at which error rate
 
+With --verify nothing is written. Every file above is made anew in memory and compared with what lies in PATH, to the
+byte, and every record with its run's predictions, learning curve and checkpoint: an edited digit is named.
+
 Works while the sweep is still running: unfinished arms are listed with their state, and a verdict is given when half
 and three quarters of the planned seeds have finished in every arm, more strictly than at the end.
-Exit code: 0 with at least one finished arm, 2 without."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")
+Exit code: 0 with at least one finished arm, 2 without; with --verify 0 if all agrees and 1 if anything differs."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m src.report",
         description="Compare the arms of a study from their records.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", metavar="PATH", type=Path, help="study folder, for example outputs/cifar10-2x")
+    parser.add_argument("--verify", action="store_true", help="recompute the report that is there; writes nothing")
     try:
-        report = write_report(parser.parse_args(arguments).path)
+        asked = parser.parse_args(arguments)
+        if asked.verify:
+            verified = verify(asked.path)
+            print(told(verified, asked.path))
+            return int(bool(verified.differences))
+        report = write_report(asked.path)
     except (ValueError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

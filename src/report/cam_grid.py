@@ -144,12 +144,24 @@ def read_columns(cells: Sequence[Cell], folders: Folders) -> tuple[list[Column],
     reference = _common([column.cam for column in loaded])
     columns: list[Column] = []
     for column in loaded:
-        if _identity(column.cam) == reference:
+        trained, side = column.cell.first.resolution, column.cam.images.shape[1]
+        if side != trained:
+            text = f"{column.cell.name} was trained at {trained} px and its maps were drawn at {side} px"
+            found.append(Finding("G12", False, text, "draw them anew", column.cell.budget, (column.cell.name,)))
+        elif _identity(column.cam) == reference:
             columns.append(column)
         else:
             name, budget = column.cell.name, column.cell.budget
             text = f"{name} explains other pictures than the other arms and is left out of the grid"
             found.append(Finding("G12", False, text, "give all arms one list of pictures", budget, (name,)))
+    grids: dict[str, list[str]] = {}
+    for column in columns:
+        name = column.cell.name if column.cell.is_base else f"{column.cell.name} {column.cell.budget:g}x"
+        grids.setdefault("x".join(map(str, column.cam.maps_label.shape[1:])), []).append(name)
+    if len(grids) > 1:
+        listed = "; ".join(f"{grid}: {', '.join(names)}" for grid, names in sorted(grids.items()))
+        text = f"maps differ in their cells ({listed}), and finer cells alone look like finer detail"
+        found.append(Finding("G12", False, text, "compare them by their scores on the common grid"))
     return (columns if reference else []), found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from src.cam.score_file import ScoreFile
 from src.record import RunRecord
+from src.report.ahead import Scored
 from src.report.cam_grid import Column, cam_csv, cam_grid, read_columns, read_scores
 from src.report.figures import (
     Folders,
@@ -26,23 +27,24 @@ from src.verdict.grammar import Finding
 
 @dataclass(frozen=True)
 class Material:
-    """Cells with the curves, maps and scores that lie in their runs' folders."""
+    """Cells with the curves, maps and scores that lie in their runs' folders, and what was forecast of them."""
 
     cells: tuple[Cell, ...]
     folders: Folders
     histories: Mapping[RunRecord, History]
     columns: tuple[Column, ...]
     scores: Mapping[RunRecord, ScoreFile]
+    forecasts: tuple[Scored, ...]
     findings: tuple[Finding, ...]  # on what could not be read
 
 
-def gather(cells: Sequence[Cell], folders: Folders) -> Material:
+def gather(cells: Sequence[Cell], folders: Folders, forecasts: Sequence[Scored] = ()) -> Material:
     """Read the curves, maps and scores of all runs; what is missing or broken is a finding, never fatal."""
     histories, curve_findings = read_histories(cells, folders)
     columns, map_findings = read_columns(cells, folders)
     scores, score_findings = read_scores(cells, folders)
     findings = (*curve_findings, *map_findings, *score_findings)
-    return Material(tuple(cells), folders, histories, tuple(columns), scores, findings)
+    return Material(tuple(cells), folders, histories, tuple(columns), scores, tuple(forecasts), findings)
 
 
 def figure_files(material: Material) -> dict[str, bytes | None]:
@@ -52,9 +54,9 @@ def figure_files(material: Material) -> dict[str, bytes | None]:
     with drawing("accuracy"):
         # The budget of the arms is matched in the study's currency, but every study has MACs.
         macs = next((metric for metric in cost_axes(cells) if metric.field == "macs"), cost_axes(cells)[0])
-        figure = accuracy_over_cost(cells, macs).figure
+        figure = accuracy_over_cost(cells, macs, forecasts=material.forecasts).figure
         files["accuracy_vs_macs.png"], files["accuracy_vs_macs.svg"] = as_png(figure), as_svg(figure).encode()
-    files["accuracy_vs_macs.csv"] = accuracy_csv(cells, material.folders).encode()
+    files["accuracy_vs_macs.csv"] = accuracy_csv(cells, material.folders, material.forecasts).encode()
     with drawing("curves"):
         curves = learning_curves(cells, material.histories)
         files["learning_curves.png"] = as_png(curves.figure) if curves else None

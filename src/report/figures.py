@@ -24,8 +24,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from scipy import stats
 
 from src.record import CURRENCY_LABELS, METRICS, Metric, RunRecord
+from src.report.ahead import NOT_SCORED, Scored
 from src.report.svg import ARM_COLOURS, AXIS_GREY, BASE_COLOUR, GREY, GRID_GREY, Plot
 from src.verdict.cells import Cell, by_budget
+from src.verdict.extrapolation import Expected
 from src.verdict.grammar import Finding
 from src.verdict.guards import LEAST_SEEDS, SPREAD_BLOCKS
 from src.verdict.statistics import ALPHA, binomial_se, spread
@@ -101,19 +103,23 @@ def read_histories(cells: Sequence[Cell], folders: Folders) -> tuple[dict[RunRec
     return histories, found
 
 
-def accuracy_over_cost(cells: Sequence[Cell], metric: Metric, shape: str = "file") -> Plot:
+def accuracy_over_cost(
+    cells: Sequence[Cell], metric: Metric, shape: str = "file", forecasts: Sequence[Scored] = ()
+) -> Plot:
     """Test accuracy over realised cost: every seed a faint point, the mean with its 95 % t interval.
 
     Args:
         cells: of the study.
         metric: the cost.
         shape: `file` has its caption inside; `wide` and `narrow` stand in the page, which has captions of its own.
+        forecasts: hollow markers with their prediction intervals, where the cost is the one that was forecast at.
     """
     look = styles(cells)
     order = list(look)
     plot, axes = _frame(cells, shape)
     marked = dict(numbered(cells))
-    places = _Places(cells, metric)
+    ahead = _ahead(cells, metric, forecasts)
+    places = _Places(cells, metric, ahead)
     last: dict[str, tuple[float, float]] = {}
     heights: list[float] = []
     for name, style in look.items():
@@ -155,6 +161,11 @@ def accuracy_over_cost(cells: Sequence[Cell], metric: Metric, shape: str = "file
             )
             heights += [e.mean - half, e.mean + half]
         last[name] = max(points[-1][0], *places.seeds(own[-1])), points[-1][1].mean
+    for one in ahead:
+        _hollow(plot, axes, places.ahead(one), one.expected, order.index(one.name), look[one.name])
+        heights += [one.expected.low, one.expected.high]
+        # The arm's name stands behind all of it.
+        last[one.name] = max(last[one.name], (places.ahead(one), one.expected.value))
     pad = max(0.07 * (max(heights) - min(heights)), 0.2)
     axes.set_ylim(min(heights) - pad, max(heights) + pad)
     low, high = places.limits()
@@ -167,12 +178,12 @@ def accuracy_over_cost(cells: Sequence[Cell], metric: Metric, shape: str = "file
     if shape != "narrow":
         _direct_labels(axes, last, look, plot)
     if shape == "file":
-        lines = [part for line in accuracy_notes(cells, metric) for part in textwrap.wrap(line, 130)]
+        lines = [part for line in accuracy_notes(cells, metric, forecasts) for part in textwrap.wrap(line, 130)]
         plot.figure.text(0.012, 0.016, "\n".join(lines), fontsize=8, color=GREY, linespacing=1.45)
     return plot
 
 
-def accuracy_notes(cells: Sequence[Cell], metric: Metric) -> list[str]:
+def accuracy_notes(cells: Sequence[Cell], metric: Metric, forecasts: Sequence[Scored] = ()) -> list[str]:
     """What must be known to read the figure, in sentences."""
     lines = []
     if any(len(cell.seeds) > 1 for cell in cells):
@@ -194,6 +205,8 @@ def accuracy_notes(cells: Sequence[Cell], metric: Metric) -> list[str]:
     if places.matched and any(len(group) > 1 for group in by_budget(cells).values()):
         within = f"{100 * places.apart:.1f} % in {_bare_label(metric)}"
         lines.append(f"Arms of one budget cost the same within {within} and are set side by side only to be seen.")
+    if _ahead(cells, metric, forecasts):
+        lines.append("Hollow, dashed: forecasts that were written before those runs, with 95 % prediction intervals.")
     if not places.matched and any(len(set(places.costs[cell])) > 1 for cell in cells):
         lines.append("This cost was measured in every run: each seed stands at its own, the mean at theirs.")
     return lines
@@ -267,7 +280,7 @@ def curve_label(column: str) -> str:
     return METRICS[column.replace("train_", "val_")].label.replace("validation", "training")
 
 
-def accuracy_csv(cells: Sequence[Cell], folders: Folders) -> str:
+def accuracy_csv(cells: Sequence[Cell], folders: Folders, forecasts: Sequence[Scored] = ()) -> str:
     """Every mark of the accuracy figures as a row: seeds, and means with their intervals."""
     accuracy, costs = METRICS["test_accuracy"], cost_axes(cells)
     names = ("mark", "arm", "budget", "folder", "seed", accuracy.label, "low", "high", *(c.label for c in costs))
@@ -280,6 +293,11 @@ def accuracy_csv(cells: Sequence[Cell], folders: Folders) -> str:
         ends = ("", "") if e.half_width is None else (e.mean - e.half_width, e.mean + e.half_width)
         means = (math.fsum(cost.show(r) for r in cell.records) / len(cell.records) for cost in costs)
         rows.append(("mean", cell.name, cell.budget, "", "", e.mean, *ends, *means))
+    for one in _ahead(cells, costs[0], forecasts):
+        cost = costs[0].transform(one.at * one.base_price)
+        expected, unknown = one.expected, [""] * (len(costs) - 1)
+        row = (one.name, one.cost, "", "", expected.value, expected.low, expected.high, cost, *unknown)
+        rows.append(("forecast", *row))
     return as_csv(names, rows)
 
 
@@ -316,10 +334,48 @@ def as_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-class _Places:
-    """Where cells stand on a logarithmic axis of one cost (log2 of the shown value)."""
+def _hollow(plot: Plot, axes: Axes, x: float, expected: Expected, arm: int, style: Style) -> None:
+    """A forecast: a hollow marker on a dashed prediction interval."""
+    axes.plot(
+        [x, x],
+        [expected.low, expected.high],
+        color=style.colour,
+        lw=1.2,
+        ls=(0, (3, 2)),
+        marker="_",
+        ms=7,
+        zorder=3,
+        gid=plot.mark(arm),
+    )
+    axes.plot(
+        x,
+        expected.value,
+        style.marker,
+        color=style.colour,
+        ms=style.size,
+        mfc="white",
+        mew=1.3,
+        zorder=4,
+        gid=plot.mark(arm),
+    )
 
-    def __init__(self, cells: Sequence[Cell], metric: Metric) -> None:
+
+def _ahead(cells: Sequence[Cell], metric: Metric, forecasts: Sequence[Scored]) -> list[Scored]:
+    """The last forecast of every arm at every cost that was written before its runs, where the axis is of the currency
+    that it was made in."""
+    names = {(cell.name, cell.first.network, cell.first.data) for cell in cells if not cell.is_base}
+    last = {}
+    for one in forecasts:
+        own = (one.name, one.network, one.data)
+        if one.rival is None and one.state != NOT_SCORED and metric.field in (one.currency, "price") and own in names:
+            last[*own, one.cost] = one
+    return list(last.values())
+
+
+class _Places:
+    """Where cells and forecasts stand on a logarithmic axis of one cost (log2 of the shown value)."""
+
+    def __init__(self, cells: Sequence[Cell], metric: Metric, forecasts: Sequence[Scored] = ()) -> None:
         self.metric = metric
         self.cells = cells
         self.costs = {cell: [metric.show(record) for record in cell.records] for cell in cells}
@@ -336,6 +392,8 @@ class _Places:
         base = {"macs": first.base_macs, first.currency: first.base_price, "price": first.base_price}.get(metric.field)
         if base and 1.0 not in self.centres:
             self.centres = {1.0: math.log2(metric.transform(base))} | self.centres
+        self.forecasts = {one: math.log2(metric.transform(one.at * one.base_price)) for one in forecasts}
+        self.centres = {one.cost: x for one, x in self.forecasts.items()} | self.centres
         every = [*self.centres.values(), *self.logs.values()]
         self.reach = max(max(every) - min(every), 1.0) if self.matched else max(max(every) - min(every), 0.25)
         self.names = sorted({cell.name for cell in cells if not cell.is_base})
@@ -344,9 +402,12 @@ class _Places:
         """Of the mean."""
         if cell.is_base or not self.matched:
             return self.logs[cell]
-        side = self.names.index(cell.name) - (len(self.names) - 1) / 2
+        return self._beside(cell.name, self.centres[cell.budget])
+
+    def _beside(self, name: str, centre: float) -> float:
+        side = self.names.index(name) - (len(self.names) - 1) / 2
         step = min(0.055 * self.reach, 0.24 * self.reach / max(len(self.names) - 1, 1))
-        return self.centres[cell.budget] + side * step
+        return centre + side * step
 
     def seeds(self, cell: Cell) -> list[float]:
         """Of every run: at its own cost where that was measured, otherwise off the bar, so that every seed is seen."""
@@ -355,9 +416,16 @@ class _Places:
         beside = 0.0 if len(self.costs[cell]) == 1 else 0.014 * self.reach
         return [self.centre(cell) - beside] * len(self.costs[cell])
 
+    def ahead(self, forecast: Scored) -> float:
+        """Of a forecast: beside where the arm's mean stands, or will stand."""
+        if not self.matched:
+            return self.forecasts[forecast]
+        return self._beside(forecast.name, self.forecasts[forecast]) + 0.014 * self.reach
+
     def limits(self) -> tuple[float, float]:
         """Of the axis."""
         every = [*self.centres.values(), *(x for c in self.cells for x in (self.centre(c), *self.seeds(c)))]
+        every += [self.ahead(forecast) for forecast in self.forecasts]
         return min(every) - 0.08 * self.reach, max(every) + 0.08 * self.reach
 
     def ticks(self) -> list[tuple[float, str]]:
@@ -510,9 +578,9 @@ def _direct_labels(axes: Axes, last: Mapping[str, tuple[float, float]], look: Ma
     """Write each arm's name beside its last point; those at the right in the margin, pushed apart where they meet."""
     low, high = axes.get_ylim()
     right = max(x for x, _ in last.values())
-    left = min(x for x, _ in last.values())
+    start, end = axes.get_xlim()
     order = list(look)
-    early = {name for name, (x, _) in last.items() if right - x > 0.4 * (right - left)}  # these end far from the margin
+    early = [name for name, (x, _) in last.items() if right - x > 0.4 * (end - start)]  # these end far from the margin
     for name in early:
         axes.annotate(
             name,

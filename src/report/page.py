@@ -21,6 +21,7 @@ from markupsafe import Markup
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 
+from src.guards import GUARDS
 from src.record import CURRENCY_LABELS, METRICS, RECORD_FILE, Metric
 from src.report.cam_grid import page_rows, score_rows, title
 from src.report.drawings import Material
@@ -38,7 +39,7 @@ from src.report.figures import (
     styles,
 )
 from src.report.svg import drawing, inline, variable
-from src.report.table import INTERVAL_NOTE, STANDING, STANDING_NOTE
+from src.report.table import FORECAST, FORECAST_NOTE, INTERVAL_NOTE, STANDING, STANDING_NOTE, forecast_row
 from src.verdict.cells import Cell
 
 PAGE_FILE = "report.html"
@@ -134,15 +135,19 @@ def page(summary: Mapping[str, Any], material: Material) -> str:
         sentences=[_sentence(sentence, cells) for sentence in summary["sentences"]],
         unsaid=[r for r in summary["regimes"] if not any(r in s["text"] for s in summary["sentences"])],
         blocking=[f for f in summary["findings"] if f["blocking"]],
+        guards=[_guard(code, summary["findings"]) for code in GUARDS],
         warnings=[f["text"] for f in summary["findings"] if not f["blocking"]] + list(summary["remarks"]),
         arms=[(number, name, _glyph(look[name]), variable(look[name].colour)) for name, number in arms.items()],
-        costs=list(_accuracy(cells, costs)),
+        costs=list(_accuracy(material, costs)),
         results=[METRICS[field].label for field in RESULTS],
         rows=[_row(row, cell, runs, arms) for row, (cell, runs) in zip(summary["rows"], numbered(cells), strict=True)],
         interval_note=INTERVAL_NOTE,
         standings=list(_standings(summary.get("standings", ()), cells, arms)),
         standing_headings=STANDING,
         standing_note=STANDING_NOTE,
+        forecasts=[(arms.get(one.name), forecast_row(one)) for one in material.forecasts],
+        forecast_headings=FORECAST,
+        forecast_note=FORECAST_NOTE,
         currency=_currency(cells),
         axes=[(METRICS[field].label, field) for field in AXES],
         built=[_built(cell, runs, arms[cell.name]) for cell, runs in numbered(cells)],
@@ -159,15 +164,23 @@ def page(summary: Mapping[str, Any], material: Material) -> str:
     return text.encode("utf-8", "replace").decode()  # a folder's name may hold bytes that are no text
 
 
-def _accuracy(cells: Sequence[Cell], costs: Sequence[Metric]) -> Iterator[dict[str, Any]]:
+def _guard(code: str, findings: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A guard, what it holds, and what it found in the records."""
+    own = [finding["blocking"] for finding in findings if finding["guard"] == code]
+    found = f"{sum(own)} in the way of a claim" if any(own) else f"{len(own)} warning{'s' * (len(own) > 1)}"
+    return {"code": code, "meaning": GUARDS[code], "found": found if own else "nothing"}
+
+
+def _accuracy(material: Material, costs: Sequence[Metric]) -> Iterator[dict[str, Any]]:
     """The accuracy figure of every cost, for wide and for narrow windows."""
+    cells, forecasts = material.cells, material.forecasts
     for cost in costs:
         label = f"{METRICS['test_accuracy'].label} over {cost.label}; the results table holds the same numbers"
         drawn = {}
         for shape in ("wide", "narrow"):
             with drawing(f"{cost.field} {shape}"):
-                drawn[shape] = Markup(inline(accuracy_over_cost(cells, cost, shape), label, shape))
-        yield {"field": cost.field, "label": cost.label, "notes": accuracy_notes(cells, cost), **drawn}
+                drawn[shape] = Markup(inline(accuracy_over_cost(cells, cost, shape, forecasts), label, shape))
+        yield {"field": cost.field, "label": cost.label, "notes": accuracy_notes(cells, cost, forecasts), **drawn}
 
 
 def _curves(material: Material) -> Iterator[tuple[str, list[Markup]]]:

@@ -15,7 +15,9 @@ from src.verdict.looks import PlannedRun
 _MARKS = (RECORD_FILE, STATUS_FILE, CONFIG_FILE)  # any of them makes a folder an arm's folder
 NO_RECORD, BROKEN_RECORD = "no record", "broken record"
 _OVER = (FAILED, TIMEOUT, NO_RECORD, BROKEN_RECORD)  # what is not tried again unless somebody asks for it
-_RUN = re.compile(r"(?P<arm>.+)-(?P<budget>[0-9.e+]+)x-seed(?P<seed>\d+)-[0-9a-f]+")  # as src/planning.py names it
+RUN_NAME = re.compile(
+    r"(?P<arm>.+)-(?P<budget>[0-9.e+]+)x-seed(?P<seed>\d+)-(?P<hash>[0-9a-f]+)"
+)  # as src/planning.py names it
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def finished(study_folder: Path, arms: tuple[ArmFolder, ...]) -> tuple[ArmFolder
 def pending(arms: Sequence[ArmFolder]) -> tuple[PlannedRun, ...]:
     """Runs that are queued, under way or interrupted: planned, and still to come. A deleted folder is no longer
     planned."""
-    names = [_RUN.fullmatch(arm.name) for arm in arms if arm.record is None and arm.state not in _OVER]
+    names = [RUN_NAME.fullmatch(arm.name) for arm in arms if arm.record is None and arm.state not in _OVER]
     return tuple(PlannedRun(name["arm"], float(name["budget"]), int(name["seed"])) for name in names if name)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from src.record import CURRENCY_LABELS, METRICS
+from src.report.ahead import SCORED, Scored
 from src.verdict.cells import Cell
 from src.verdict.standing import Standing, Standings
 
@@ -64,6 +65,23 @@ STANDING = ("arm", "budget", "P(best of its budget) (%)", "P(on the frontier) (%
 STANDING_NOTE = (
     "Probabilities given these seeds, arms taken for exchangeable before them; on the frontier: no network that costs"
     " as much or less is better. They name no winner; the verdict does."
+)
+FORECAST = (
+    "forecast of",
+    "cost",
+    "forecast",
+    "95 % interval",
+    "came",
+    "error (pp)",
+    "inside",
+    "interval score",
+    "single runs inside",
+    "order",
+    "written",
+)
+FORECAST_NOTE = (
+    "Accuracies in %, differences in pp, each the mean of the seeds that were forecast; written before those runs. The"
+    " interval score is the interval's width, and 40 times what a value lies outside. No part of the verdict."
 )
 INTERVAL_NOTE = "± is the half-width of the 95 % t interval over seeds; a value of one seed has none."
 
@@ -120,6 +138,35 @@ def slope_lines(found: Standings) -> list[str]:
     return lines
 
 
+def forecast_row(one: Scored) -> tuple[str, ...]:
+    """A forecast beside what came, under the headings `FORECAST`."""
+    e, digits = one.expected, METRICS["test_accuracy"].digits
+    sign = "" if one.rival is None else "+"
+
+    def shown(value: float | None, sign: str = sign) -> str:
+        return "-" if value is None else format(value, f"{sign}.{digits}f")
+
+    return (
+        one.title,
+        one.budget + ("" if one.currency == "macs" else f" {CURRENCY_LABELS[one.currency]}"),
+        shown(e.value),
+        f"{shown(e.low)} to {shown(e.high)}",
+        shown(one.came) if one.state == SCORED else f"{one.state}: {one.reason}",
+        shown(one.error, "+"),
+        "-" if one.inside is None else ("yes" if one.inside else "no"),
+        shown(one.score, ""),
+        "-" if one.runs is None else f"{one.runs_inside} of {one.runs}",
+        "-" if one.right is None else ("as forecast" if one.right else "otherwise"),
+        one.written[:16],
+    )
+
+
+def forecast_markdown(forecasts: Sequence[Scored]) -> str:
+    """Forecasts beside what came, in Markdown."""
+    lines = ["| " + " | ".join(FORECAST) + " |", "|---|" + "---:|" * (len(FORECAST) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(map(escape, forecast_row(one))) + " |" for one in forecasts)])
+
+
 def _standing(row: Standing) -> tuple[str, ...]:
     shown = ("-" if p is None else f"{100 * p:.0f}" for p in (row.best, row.frontier))
     return (row.arm, f"{row.budget:g}", *shown)
@@ -145,3 +192,11 @@ def _table(cells: Sequence[Cell], columns: Sequence[Column], title: str) -> Tabl
 def _needs(cells: Sequence[Cell], column: Column) -> int:
     """Least width at which no word of the heading and no value is broken."""
     return max([*(len(word) for word in column.label.split()), *(len(column.show(cell)) for cell in cells)])
+
+
+def openings_line(cells: Sequence[Cell]) -> str:
+    """How often the test split was opened, by how many runs."""
+    counts = [record.test_openings for cell in cells for record in cell.records]
+    odd = sum(count != 1 for count in counts)
+    each = "once by each" if not odd else f"not once by {odd}"
+    return f"The test split was opened {sum(counts)} times in all, {each} of {len(counts)} runs."

@@ -13,22 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from src.cam.score_file import ScoreFile
-from src.record import METRICS, RECORD_FILE, RunRecord, write_atomically
+from src.record import METRICS, RECORD_FILE, RunRecord
+from src.report.ahead import Scored, read_forecasts, total
 from src.report.answers import read_answers
 from src.report.declared import families, looks, remember
 from src.report.drawings import figure_files, gather
+from src.report.evidence import check_evidence
+from src.report.extrapolated import score_forecasts
 from src.report.page import PAGE_FILE, page
+from src.report.planned import Planned, read_planned
 from src.report.study import ArmFolder, finished, pending, read_study
 from src.report.table import (
+    FORECAST_NOTE,
     INTERVAL_NOTE,
     STANDING_NOTE,
     escape,
+    forecast_markdown,
     markdown,
+    openings_line,
     slope_lines,
     standing_markdown,
     standing_table,
@@ -42,6 +50,7 @@ from src.verdict.looks import Progress
 from src.verdict.maps import MapSentence, judge_maps
 from src.verdict.standing import Standings, standings
 
+DRAWN_WITH = "drawn_with"  # key of the program whose figures can be compared to the byte
 SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON = "summary.md", "summary.csv", "summary.json"
 FIGURES = {
     "accuracy_vs_macs.png": "Test accuracy over cost",
@@ -69,6 +78,8 @@ class Report:
     verdict: Verdict
     map_sentences: tuple[MapSentence, ...]  # where maps were scored
     standings: tuple[Standings, ...]
+    forecasts: tuple[Scored, ...]  # of larger budgets, beside what came
+    planned: Planned | None  # what the plan of the sweep forecast of its time, if its runs have finished
     findings: tuple[Finding, ...]  # guards and what the figures lack; blocking ones first
     files: tuple[Path, ...]
 
@@ -92,6 +103,23 @@ def write_report(study_folder: Path) -> Report:
     Raises:
         ValueError: the path is no study folder or no arm has finished; one sentence for the user.
     """
+    report, contents = build(study_folder)
+    remember(study_folder, report.verdict.looks)
+    for name, content in contents.items():
+        if content is None:
+            (study_folder / name).unlink(missing_ok=True)
+        else:
+            _write_bytes(study_folder / name, content)
+    return report
+
+
+def build(study_folder: Path) -> tuple[Report, dict[str, bytes | None]]:
+    """The report of a study folder and the content of its files by their names; None: that file has nothing to show
+    and is to be removed. Writes nothing and takes no reading, so that it can also be held against written files.
+
+    Raises:
+        ValueError: the path is no study folder or no arm has finished; one sentence for the user.
+    """
     arms = read_study(study_folder)
     done = finished(study_folder, arms)
     # One run copied into two folders is two folders with equal records; the guards name it, the figures need either.
@@ -99,34 +127,49 @@ def write_report(study_folder: Path) -> Report:
     progress = Progress(pending(arms), looks(study_folder))
     answers, odd = read_answers(folders)
     records = [arm.record for arm in done if arm.record is not None]
-    verdict = judge(records, families(study_folder), progress, answers)
-    remember(study_folder, verdict.looks)
-    material = gather(verdict.cells, folders)
+    evidence = check_evidence(folders)
+    verdict = judge(records, families(study_folder), progress, answers, evidence)
+    runs = _runs(verdict.cells, done)
+    remarks = [f"{arm.name}: {arm.detail}" for arm in done if arm.detail]
+    try:
+        forecasts = score_forecasts(read_forecasts(study_folder), verdict.cells, runs, evidence)
+    except ValueError as error:
+        forecasts = ()
+        remarks.append(f"{error}; no forecast is shown")
+    planned, odd_plan = read_planned(study_folder, runs)
+    remarks += [odd_plan] if odd_plan else []
+    material = gather(verdict.cells, folders, forecasts)
     map_sentences, map_findings = _judge_maps(verdict.cells, material.scores)
-    files = [study_folder / name for name in (PAGE_FILE, SUMMARY_MD, SUMMARY_CSV, SUMMARY_JSON)]
-    for name, content in figure_files(material).items():
-        if content is None:
-            (study_folder / name).unlink(missing_ok=True)
-        else:
-            _write_bytes(study_folder / name, content)
-            files.append(study_folder / name)
+    figures = figure_files(material)
+    written = [
+        PAGE_FILE,
+        SUMMARY_MD,
+        SUMMARY_CSV,
+        SUMMARY_JSON,
+        *(n for n, made in figures.items() if made is not None),
+    ]
     report = Report(
         folder=study_folder,
         question=_question(verdict.cells),
-        runs=_runs(verdict.cells, done),
+        runs=runs,
         unfinished=tuple(arm for arm in arms if arm.record is None),
-        remarks=tuple(f"{arm.name}: {arm.detail}" for arm in done if arm.detail),
+        remarks=tuple(remarks),
         verdict=verdict,
         standings=standings(verdict.cells, progress),
+        forecasts=forecasts,
+        planned=planned,
         map_sentences=map_sentences,
         findings=(*verdict.findings, *odd, *material.findings, *map_findings),
-        files=tuple(files),
+        files=tuple(study_folder / name for name in written),
     )
-    write_atomically(study_folder / SUMMARY_CSV, _csv(report))
-    write_atomically(study_folder / SUMMARY_JSON, json.dumps(to_mapping(report), indent=1, ensure_ascii=False) + "\n")
-    write_atomically(study_folder / SUMMARY_MD, to_markdown(report))
-    _write_bytes(study_folder / PAGE_FILE, page(to_mapping(report), material).encode())
-    return report
+    summary = to_mapping(report)
+    return report, {
+        **figures,
+        SUMMARY_CSV: _csv(report).encode(),
+        SUMMARY_JSON: (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode(),
+        SUMMARY_MD: to_markdown(report).encode(),
+        PAGE_FILE: page(summary, material).encode(),
+    }
 
 
 def render(report: Report, console: Console) -> None:
@@ -136,7 +179,7 @@ def render(report: Report, console: Console) -> None:
     for table in tables(report.cells, console.width):
         console.print()
         console.print(table)
-    console.print(Text(INTERVAL_NOTE, style="dim"))
+    console.print(Text(f"{INTERVAL_NOTE} {openings_line(report.cells)}", style="dim"))
     console.print()
     for sentence in report.sentences:
         text = Text(str(sentence))
@@ -147,6 +190,13 @@ def render(report: Report, console: Console) -> None:
         console.print(standing_table(found, f"How likely, {found.setting}"))
         console.print(Text(STANDING_NOTE, style="dim"))
         _print_list(console, f"Growth with cost, {found.setting}", slope_lines(found))
+    if report.forecasts:
+        _print_list(console, "Forecasts and what came", [str(one) for one in report.forecasts])
+        summed = total(report.forecasts)
+        console.print(Text(f"{summed}. {FORECAST_NOTE}" if summed else FORECAST_NOTE, style="dim"))
+    if report.planned is not None:
+        console.print()
+        console.print(Text(f"{report.planned}."))
     said = {reason for s in report.sentences if isinstance(s, NotAssessable | MapSentence) for reason in s.reasons}
     _print_list(console, "Warnings", [*(str(f) for f in report.findings if f not in said), *report.remarks])
     _print_list(console, "Not finished", _unfinished(report))
@@ -163,28 +213,45 @@ def to_mapping(report: Report) -> dict[str, Any]:
         "rows": [_row(cell) for cell in report.cells],
         "sentences": [{"outcome": s.outcome, "text": str(s), **dataclasses.asdict(s)} for s in report.sentences],
         "standings": [dataclasses.asdict(found) for found in report.standings],
+        "forecasts": [{**dataclasses.asdict(f), "title": f.title, "text": str(f)} for f in report.forecasts],
+        "forecasts_in_all": total(report.forecasts),
+        "plan": None if report.planned is None else report.planned.to_mapping(),
         "findings": [{**dataclasses.asdict(f), "text": str(f)} for f in report.findings],
         "regimes": [str(regime) for regime in report.verdict.regimes],
         "unfinished": [{"folder": a.name, "state": a.state, "detail": a.detail} for a in report.unfinished],
         "remarks": list(report.remarks),
         "runs": [{"folder": folder, **record.to_mapping()} for folder, record in report.runs],
         "files": [path.name for path in report.files],
+        "test_openings": openings_line(report.cells),
+        DRAWN_WITH: f"Matplotlib {matplotlib.__version__}",
     }
 
 
 def to_markdown(report: Report) -> str:
     """summary.md."""
     written = {path.name for path in report.files}
-    parts = [f"# {report.folder.name}", report.question, markdown(report.cells), INTERVAL_NOTE, "## Verdict"]
+    parts = [
+        f"# {report.folder.name}",
+        report.question,
+        markdown(report.cells),
+        f"{INTERVAL_NOTE} {openings_line(report.cells)}",
+        "## Verdict",
+    ]
     parts.append(_bullets([_bold_outcome(s) for s in report.sentences]))
     parts += [f"Regime: {regime}." for regime in report.verdict.regimes]
     for found in _shown_standings(report):
         parts += [f"## How likely, {found.setting}", standing_markdown(found), STANDING_NOTE]
         if found.slopes:
             parts.append(_bullets([escape(line) for line in slope_lines(found)]))
+    if report.forecasts:
+        parts += ["## Forecasts and what came", forecast_markdown(report.forecasts)]
+        summed = total(report.forecasts)
+        parts.append(f"{summed}. {FORECAST_NOTE}" if summed else FORECAST_NOTE)
+    if report.planned is not None:
+        parts += ["## Planned and taken", f"{escape(str(report.planned))}."]
     if report.findings or report.remarks:
         findings = [f"{'**blocks the claim** ' if f.blocking else ''}{escape(str(f))}" for f in report.findings]
-        parts += ["## Guards and warnings", _bullets([*findings, *report.remarks])]
+        parts += ["## Guards and warnings", _bullets([*findings, *map(escape, report.remarks)])]
     if report.unfinished:
         parts += ["## Not finished", _bullets([escape(line) for line in _unfinished(report)])]
     parts.append("## Figures")

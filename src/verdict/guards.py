@@ -1,8 +1,9 @@
 """Guards over the records of a study (codes after the project's list of defects): what blocks a claim, what is a
 warning.
 
-G1 same network in two arms, or two networks in one; G3 unequal cost; G4 test split opened more than once; G8
-provenance; G9 recipe parity; G10 seeds; G11 chance level; G14 resolution beyond the data; G15 environment.
+G1 same network in two arms, or two networks in one; G2 units of cost; G3 unequal cost; G4 test split opened more than
+once; G8 provenance; G9 recipe parity; G10 seeds, and noise of the test pictures; G11 chance level; G14 resolution
+beyond the data; G15 environment. `src/report/evidence.py` looks into the folders of the runs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ SPREAD_WARNS = 0.01
 MEASURED_SPREAD_BLOCKS = 0.05  # of a currency that is read off a clock
 PARITY = ("recipe", "recipe_hash", "epochs", "data_fingerprint")
 ENVIRONMENT = ("device", "precision", "torch_version")
+VERSIONS = ("python_version", "torch_version", "lightning_version", "fvcore_version")
+# fvcore's total adds batch norm and pooling to the MACs, a few percent. MACs that were counted as two FLOPs each would
+# lie above it.
+LARGEST_FVCORE_RATIO = 1.8
 SPEED = ("threads", "kernels", "step")  # other times and last digits, the same training
 
 
@@ -32,6 +37,7 @@ def check(cells: Sequence[Cell]) -> tuple[Finding, ...]:
         found += _same_network(budget, group)
         found += _seeds(budget, group)
         found += _native(budget, group)
+        found += _pictures(budget, group)
         for field in PARITY:
             if not (field == "epochs" and group[0].first.currency == "train_macs"):  # there lengths are solved for
                 found += _parity(budget, group, field)
@@ -45,6 +51,8 @@ def check(cells: Sequence[Cell]) -> tuple[Finding, ...]:
         found += _cell(cell)
     found += _across(cells, found)
     found += _revisions(cells)
+    found += _versions(cells)
+    found += _notes(cells)
     return tuple(sorted(set(found), key=lambda f: (not f.blocking, _number(f.guard), f.budget or 0, f.arms, f.text)))
 
 
@@ -128,6 +136,23 @@ def _native(budget: float, group: list[Cell]) -> Iterator[Finding]:
         yield Finding("G14", False, text, remedy, budget, tuple(cell.name for cell in above))
 
 
+def _pictures(budget: float, group: list[Cell]) -> Iterator[Finding]:
+    """Differences between means that the choice of test pictures alone explains."""
+    means = [100 * sum(r.test_accuracy for r in cell.records) / len(cell.records) for cell in group]
+    count = min(r.test_pictures for cell in group for r in cell.records)
+    if len(group) < 2 or count < 1:
+        return
+    middle = sum(means) / len(means)
+    error = 100 * binomial_se(middle / 100, count)
+    apart = max(means) - min(means)
+    if 0 < apart < error:
+        text = (
+            f"all arms lie within {apart:.2f} pp of one another, and {count:,} test pictures alone are worth"
+            f" {error:.2f} pp (one standard error)"
+        )
+        yield Finding("G10", False, text, "test on more pictures; more seeds do not help against that", budget)
+
+
 def _parity(budget: float, group: list[Cell], field: str) -> Iterator[Finding]:
     if len(_values(group, field)) > 1:
         remedy = "train all arms alike, or give each setting a study of its own"
@@ -164,6 +189,26 @@ def _revisions(cells: Sequence[Cell]) -> Iterator[Finding]:
         yield Finding("G8", False, "some runs were made by uncommitted code", "commit, then run")
 
 
+def _versions(cells: Sequence[Cell]) -> Iterator[Finding]:
+    """Packages that a run does not name, among runs that do name some."""
+    records = [record for cell in cells for record in cell.records]
+    silent = [field for field in VERSIONS if not all(getattr(r, field) for r in records)]
+    if silent and any(getattr(r, field) for field in VERSIONS for r in records):
+        text = f"some runs do not say their {_and([field.replace('_', ' ') for field in silent])}"
+        yield Finding("G8", False, text, "re-run them: they cannot be repeated as they are")
+
+
+def _units(record: RunRecord) -> str:
+    """What in a record's costs cannot be counts of multiply-adds of one network; empty: nothing."""
+    if record.fvcore_total and not record.macs <= record.fvcore_total <= LARGEST_FVCORE_RATIO * record.macs:
+        return f"{record.macs:,} MACs stand beside fvcore's total of {record.fvcore_total:,}"
+    if record.currency == "macs" and record.price != record.macs:
+        return f"{record.macs:,} MACs stand beside a price of {record.price:,.0f} in MACs"
+    if record.steps and record.train_macs and record.train_macs % (3 * record.macs):
+        return f"{record.train_macs:,} training MACs are no multiple of three times {record.macs:,} MACs"
+    return ""
+
+
 def _cell(cell: Cell) -> Iterator[Finding]:
     budget = cell.budget
     openings = {r.seed: r.test_openings for r in cell.records if r.test_openings != 1}
@@ -178,14 +223,27 @@ def _cell(cell: Cell) -> Iterator[Finding]:
     elif len({r.weights_sha256 for r in cell.records}) < len(cell.records):
         text = f"{cell.name} has the same trained weights under different seeds"
         yield Finding("G10", True, text, "check that the seed reaches training", budget, (cell.name,))
+    for record in cell.records:
+        if wrong := _units(record):
+            text = f"{cell.name} with seed {record.seed}: {wrong}: units are mixed"
+            yield Finding("G2", True, text, "re-run it, costs are counted anew then", budget, (cell.name,))
     chance = [r.seed for r in cell.records if at_chance(r)]
     if chance:
         text = f"{cell.name} is at chance ({100 / cell.first.classes:.1f} %) with seed {', '.join(map(str, chance))}"
         yield Finding("G11", True, text, "train longer or mend its recipe first", budget, (cell.name,))
-    for record in cell.records:
-        if record.notes:
-            text = f"{cell.name} with seed {record.seed}: {' '.join(record.notes.split()).rstrip('.')}"
-            yield Finding("note", False, text, "", budget, (cell.name,))
+
+
+def _notes(cells: Sequence[Cell]) -> Iterator[Finding]:
+    """What runs said of themselves: what several say alike, once."""
+    speakers: dict[tuple[float, str], dict[str, list[int]]] = {}
+    for cell in cells:
+        for record in cell.records:
+            for note in record.notes.split("; "):
+                if text := " ".join(note.split()).rstrip("."):
+                    speakers.setdefault((cell.budget, text), {}).setdefault(cell.name, []).append(record.seed)
+    for (budget, text), names in speakers.items():
+        listed = _and([f"{name} with seed {', '.join(map(str, seeds))}" for name, seeds in names.items()])
+        yield Finding("note", False, f"{listed}: {text}", "", budget, tuple(names))
 
 
 def _values(cells: Sequence[Cell], field: str) -> set[object]:

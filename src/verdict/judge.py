@@ -19,6 +19,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -80,6 +81,7 @@ def judge(
     families: Sequence[Family] = (DEFAULT,),
     progress: Progress = Progress(),  # noqa: B008 (frozen)
     answers: AllAnswers | None = None,
+    evidence: Mapping[RunRecord, Sequence[Finding]] = MappingProxyType({}),
 ) -> Verdict:
     """Judge a study; networks and data sets are judged apart, and the order of `records` does not matter.
 
@@ -87,6 +89,7 @@ def judge(
         families: what the study has declared.
         progress: runs that are still to come, and earlier readings.
         answers: test pictures that the runs classified rightly; those of a run may be missing.
+        evidence: what was found in the folders of the runs.
 
     Raises:
         ValueError: no records.
@@ -100,7 +103,7 @@ def judge(
     looks: list[Look] = []
     for setting in sorted({(c.first.network, c.first.data) for c in cells}):
         own = [c for c in cells if (c.first.network, c.first.data) == setting]
-        found = check(own)
+        found = (*check(own), *_of_cells(own, evidence))
         regime = regime_of(own)
         findings += found
         regimes.append(regime)
@@ -110,6 +113,16 @@ def judge(
             looks += taken
             findings += [remark for remark in remarks if remark not in findings]
     return Verdict(cells, tuple(findings), tuple(sentences), tuple(regimes), tuple(looks))
+
+
+def _of_cells(cells: Sequence[Cell], evidence: Mapping[RunRecord, Sequence[Finding]]) -> list[Finding]:
+    """What was found of single runs, as findings of the rows that they stand in."""
+    return [
+        dataclasses.replace(finding, budget=cell.budget, arms=(cell.name,))
+        for cell in cells
+        for record in cell.records
+        for finding in evidence.get(record, ())
+    ]
 
 
 def regime_of(cells: Sequence[Cell]) -> Regime:

@@ -15,6 +15,7 @@ from synthetic_study import arm_records, base_records, folder_name, write_arm, w
 from src.record import RunRecord
 from src.report.answers import read_answers
 from src.report.declared import CLAIMS_FILE, LOOKS_FILE, declare, families, looks, remember
+from src.report.evidence import check_evidence
 from src.report.study import pending, read_study
 from src.report.write import SUMMARY_JSON, SUMMARY_MD, render, write_report
 from src.verdict.claims import DEFAULT, PRIMARY, Claim, Family
@@ -190,6 +191,23 @@ def test_clusters_are_used_where_they_are_stored(tmp_path: Path) -> None:
     assert found[0] != found[1]
 
 
+def test_runs_from_before_clusters_were_stored_get_those_of_the_same_data(tmp_path: Path) -> None:
+    values = {"compound": [0.92, 0.92], "depth": [0.9, 0.9]}
+    runs = arm_records(values)
+    old, new, *others = runs
+    others[0] = dataclasses.replace(others[0], data_fingerprint="other data")
+    folders = {run: write_arm(tmp_path / "s", run) for run in (old, new, *others)}
+    for run, folder in folders.items():
+        predictions(folder, run, **({"test_clusters": np.arange(1000) // 5} if run in (new, others[1]) else {}))
+    found, odd = read_answers(folders)
+    assert not odd and found[others[0]].clusters is None
+    for run in (old, new, others[1]):
+        assert found[run].clusters is not None and found[run].clusters.tolist() == (np.arange(1000) // 5).tolist()
+        assert (found[run].pictures == found[new].pictures) and found[run].pictures != found[others[0]].pictures
+    predictions(folders[others[1]], others[1], test_clusters=np.arange(1000) // 10)
+    assert read_answers(folders)[0][others[1]].pictures != found[new].pictures
+
+
 def test_predictions_of_another_run_are_named_and_not_used(tmp_path: Path) -> None:
     first, second, third, *_ = arm_records({"compound": [0.92, 0.93, 0.94], "depth": [0.9]})
     folders = {run: write_arm(tmp_path / "s", run) for run in (first, second, third)}
@@ -197,10 +215,11 @@ def test_predictions_of_another_run_are_named_and_not_used(tmp_path: Path) -> No
     (folders[second] / "predictions.npz").write_bytes(b"PK no zip")
     predictions(folders[third], third, test_clusters=np.arange(7))
     answers, odd = read_answers(folders)
-    assert answers == {} and [finding.guard for finding in odd] == ["G8"] * 3
+    assert answers == {} and [finding.guard for finding in odd] == ["G8"] * 2
     texts = " ".join(map(str, odd))
-    assert "gives 50.00 % where the record says 92.00 %" in texts and "is unreadable" in texts
-    assert "differ in length" in texts
+    assert "is unreadable" in texts and "differ in length" in texts
+    (wrong,) = check_evidence({first: folders[first]})[first]
+    assert wrong.blocking and "gives 50.00 % of test where the record says 92.00 %" in wrong.text
 
 
 def test_probabilities_and_slopes_stand_beside_the_sentences(tmp_path: Path) -> None:

@@ -335,7 +335,8 @@ def test_a_large_study_stays_under_five_megabytes(tmp_path: Path) -> None:
     arms = {
         arm: list(0.9 + noise.normal(0, 0.01, 10)) for arm in ("compound", "depth", "dwr-fast", "resolution", "width")
     }
-    runs = [*arm_records(arms, epochs=350, best_epoch=340), *base_records(list(0.8 + noise.normal(0, 0.01, 10)))]
+    long = {"epochs": 350, "best_epoch": 340, "resolution": 224, "base_resolution": 224}
+    runs = [*arm_records(arms, **long), *base_records(list(0.8 + noise.normal(0, 0.01, 10)), **long)]
     for run in runs:
         folder = write_arm(tmp_path / "s", run)
         if run.seed == 0:
