@@ -24,21 +24,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Two workers take files in this order: the long ones first, or the last minutes belong to one worker.
+# Workers take files in this order: the long ones first, or the last minutes belong to one worker.
 LONGEST_FIRST = (
     "test_faults",
     "test_end_to_end",
+    "test_scaling_currency",
     "test_bad_input",
     "test_ddp",
     "test_wandb_run",
-    "test_scaling_solve",
-    "test_scaling_matrix",
-    "test_training_plan",
-    "test_scaling_currency",
-    "test_training_checkpoints",
-    "test_training_fit",
-    "test_explain",
     "test_published_studies",
+    "test_scaling_solve",
+    "test_explain",
+    "test_scaling_matrix",
+    "test_training_fit",
+    "test_training_checkpoints",
+    "test_training_plan",
     "test_sweeps",
     "test_processes",
     "test_training_limits",
@@ -50,3 +50,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; within a file nothing moves."""
     places = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print where each of the 55 known defects was caught (`tests/mutations`)."""
+    tried = [r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind) if _is_mutant(r)]
+    if not tried:
+        return
+    caught = [row for report in tried for name, row in report.user_properties if name == "caught"]
+    caught.sort(key=lambda row: (row[0][0] != "H", int(row[0][1:])))
+    terminalreporter.section(f"catch matrix: {len(caught)} of {len(tried)} mutants caught")
+    for row, guard, kind, where, fault in caught:
+        terminalreporter.line(f"{row:<4} {guard:<4} {kind:<9} {where:<18} {fault}")
+    for report in tried:
+        if report.failed:
+            terminalreporter.line(f"NOT CAUGHT {report.nodeid}", red=True)
+
+
+def _is_mutant(report: pytest.TestReport) -> bool:
+    return report.when == "call" and "test_the_mutant_is_caught" in report.nodeid
