@@ -19,6 +19,7 @@ from synthetic_study import arm_records, base_records, folder_name, record, writ
 from src.cam.panel import load_cam
 from src.cam.score_file import GRIDS, SOURCES, ScoreFile
 from src.cam.scores import MEASURES
+from src.guards import GUARDS
 from src.record import METRICS, RunRecord
 from src.report import page as page_module
 from src.report.cam_grid import GRID_NAMES
@@ -292,6 +293,23 @@ def test_unfinished_arms_are_listed(tmp_path: Path) -> None:
     found = opened(write_report(tmp_path / "s"))
     listed = [e["text"] for e in found.find("li") if e["text"].startswith("depth-2x-seed0-1")]
     assert listed == ["depth-2x-seed0-1: failed (RuntimeError: out of <memory>)"]
+
+
+def test_every_guard_says_what_it_found_and_openings_are_counted(tmp_path: Path) -> None:
+    runs = arm_records({"compound": [0.9, 0.91, 0.92], "depth": [0.9, 0.89, 0.91]})
+    twice = [dataclasses.replace(run, test_openings=2) if run.arm == "depth" else run for run in runs]
+    for run in twice:
+        write_arm(tmp_path / "s", run)
+    report = write_report(tmp_path / "s")
+    shown = opened(report)
+    (guide,) = [e["text"] for e in shown.find("table") if "what it holds" in e["text"]]
+    told = " ".join(guide.split())
+    for code, meaning in GUARDS.items():
+        found = "1 in the way of a claim" if code == "G4" else "nothing"
+        assert f"{code}{meaning}{found}" in told
+    line = "The test split was opened 9 times in all, not once by 3 of 6 runs."
+    assert any(line in e["text"] for e in shown.find("p"))
+    assert line in (report.folder / "summary.md").read_text()
 
 
 def test_guards_in_the_way_stand_apart_from_warnings(tmp_path: Path) -> None:
