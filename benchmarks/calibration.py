@@ -220,7 +220,8 @@ from records to sentences; how many stands above each table. Five arms at one bu
 first with three of them. Shares are in percent, with their 95 % Wilson intervals. *Unequal*: deviations of
 {", ".join(f"{s:g}" for s in UNEQUAL)} times sigma; *noisy subject*: the arm that the others are compared with has twice
 the deviation of the first rival; *heavy tail*: Student's t with 3 degrees of freedom in one arm, the deviation
-unchanged. The random numbers are always the same."""
+unchanged. The random numbers are always the same.
+[aa_sweeps.md](aa_sweeps.md) asks real networks the same."""
 # Section -> what it says above its table, with the number of simulated studies a number; the table.
 SECTIONS: dict[str, tuple[str, Callable[[np.random.Generator], str]]] = {
     "False winners": (
@@ -261,7 +262,12 @@ distribution for each arm, nearly what resampling seeds gives). What comes true 
         """\
 Two arms of the same distribution, 1,000 test pictures that favour the arms differently, {few:,} studies a row; does a
 95 % interval hold the true difference, for other seeds and other pictures? Welch's interval over seeds, for comparison,
-answers another question, about these pictures.""",
+answers another question, about these pictures.
+
+Pictures of one cluster are drawn together, as in a report wherever the data say which pictures were made of one
+original. In `data=clutter` they do: its 2,000 test pictures show 437 scans of digits. Between its default networks the
+error that pictures add to a difference is 3 to 5 % larger than if all were independent; after two epochs instead of
+eight, 13 to 41 %. Fragments of scans, which all pictures share, are no clusters and are left out.""",
         pictures,
     ),
 }
