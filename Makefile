@@ -17,7 +17,7 @@ axes: $(INSTALLED)  ## all five arms, three seeds: the side-by-side comparison (
 
 test: $(INSTALLED)  ## ruff, the type checker and the default tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not slurm"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not slurm"
 
 test-slow: $(INSTALLED)  ## all tests, the slow ones too; those of the report in a browser need an installed Chromium
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cam,browser]'

@@ -1,6 +1,7 @@
 """One tiny run as a program of its own, which Lightning can start once more for a second device.
 
-python tests/ddp_program.py FOLDER DEVICES PARTS FAULT: trains in FOLDER and leaves `result.json` and checkpoints.
+python tests/ddp_program.py FOLDER DEVICES PARTS FAULT ...: trains in FOLDER and leaves `result.json` and checkpoints;
+with several faults, in folders inside it that are called after them.
 FAULT: none, frozen (batch norm keeps its first statistics), shared (it takes them over all devices), native (the same
 with the fastest kernels there are), rank0-before, rank1-before, rank0-inside, rank1-inside.
 """
@@ -17,6 +18,12 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent / "training")]
 
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
+FOLDER, DEVICES, PARTS, *FAULTS = sys.argv[1:]
+(Path(FOLDER) / f"rank{RANK}").write_text(str(os.getpid()))
+if f"rank{RANK}-before" in FAULTS:  # and before the seconds that the next lines take
+    raise RuntimeError("planted before training")
+
 import pytest  # noqa: E402
 import pytorch_lightning as pl  # noqa: E402
 import torch  # noqa: E402
@@ -29,8 +36,6 @@ from src.networks import fast  # noqa: E402
 from src.networks.build import build  # noqa: E402
 from src.training.fit import fit  # noqa: E402
 from src.training.layout import Layout  # noqa: E402
-
-RANK = int(os.environ.get("LOCAL_RANK", "0"))
 
 
 class Exchanges(Callback):
@@ -48,17 +53,15 @@ class Exchanges(Callback):
             trainer.strategy.model.register_comm_hook(None, exchange)  # type: ignore[union-attr, operator]
 
 
-def main() -> int:
-    """Train; 0 if all went well."""
-    torch.set_num_threads(1)
-    folder, devices, parts, fault = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    (folder / f"rank{RANK}").write_text(str(os.getpid()))
-    if fault == f"rank{RANK}-before":
-        raise RuntimeError("planted before training")
+def as_it_is(norm: torch.nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """Batch norm that takes nothing from the batch."""
+    return torch.nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False)
+
+
+def train(folder: Path, devices: int, parts: int, fault: str, patch: pytest.MonkeyPatch) -> None:
+    """One run."""
     if fault == "frozen":
-        torch.nn.BatchNorm2d.forward = lambda norm, x: torch.nn.functional.batch_norm(  # type: ignore[method-assign]
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False
-        )
+        patch.setattr(torch.nn.BatchNorm2d, "forward", as_it_is)
     # Not Adam, which makes steps of full size out of the rounding errors of gradients near zero.
     recipe = changed(epochs=2, batch_size=9, dropout=0.0, drop_path=0.0, optimizer="sgd", momentum=0.9)
     if RANK == 0:
@@ -76,7 +79,7 @@ def main() -> int:
             raise RuntimeError("planted inside training")
 
     exchanges = Exchanges()
-    watch(pytest.MonkeyPatch(), [exchanges])
+    watch(patch, [exchanges])
     network = build(TABLE, len(data.facts.class_names))
     if fault == "native":
         fast.use(network, "native")
@@ -98,6 +101,16 @@ def main() -> int:
         for name, values in (("weights", network.parameters()), ("statistics", network.buffers())):
             found[name] = torch.cat([value.detach().flatten() for value in values]).tolist()
         (folder / "result.json").write_text(json.dumps(found))
+
+
+def main() -> int:
+    """Train; 0 if all went well."""
+    torch.set_num_threads(1)
+    for fault in FAULTS:
+        folder = Path(FOLDER, fault) if len(FAULTS) > 1 else Path(FOLDER)
+        folder.mkdir(exist_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            train(folder, int(DEVICES), int(PARTS), fault, patch)
     return 0
 
 

@@ -19,9 +19,9 @@ from src.launch.processes import ArmJob, ArmOutcome, run_jobs
 PROGRAM = Path(__file__).with_name("ddp_program.py")
 
 
-def launch(folder: Path, devices: int, parts: int = 1, fault: str = "none") -> ArmOutcome:
+def launch(folder: Path, devices: int, parts: int, *faults: str) -> ArmOutcome:
     """The program as an arm of a sweep."""
-    command = (sys.executable, str(PROGRAM), str(folder), str(devices), str(parts), fault)
+    command = (sys.executable, str(PROGRAM), str(folder), str(devices), str(parts), *faults)
     (outcome,) = run_jobs([ArmJob("arm", folder, command)], LaunchOptions(timeout_minutes=4), devices=devices)
     return outcome
 
@@ -29,14 +29,21 @@ def launch(folder: Path, devices: int, parts: int = 1, fault: str = "none") -> A
 def train(folder: Path, devices: int, parts: int, fault: str) -> dict[str, Any]:
     outcome = launch(folder, devices, parts, fault)
     assert outcome.returncode == 0, outcome.log_tail  # "failed" only for want of a record, which it does not write
+    return result(folder)
+
+
+def result(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return found
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run in which batch norm takes nothing from the batch."""
-    return train(tmp_path_factory.mktemp("run"), 1, 1, "frozen")
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Two runs of one program: in the one batch norm takes nothing from the batch, in the other it sees all of it."""
+    folder, faults = tmp_path_factory.mktemp("run"), ("frozen", "none")
+    outcome = launch(folder, 1, 1, *faults)
+    assert outcome.returncode == 0, outcome.log_tail
+    return {fault: result(folder / fault) for fault in faults}
 
 
 def assert_same(two: dict[str, Any], one: dict[str, Any]) -> None:
@@ -54,31 +61,27 @@ def assert_same(two: dict[str, Any], one: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("layout", [(2, 2), pytest.param((2, 1), marks=pytest.mark.slow)])
-def test_two_devices_train_what_one_trains(one_device: dict[str, Any], layout: tuple[int, int], tmp_path: Path) -> None:
+def test_two_devices_train_what_one_trains(
+    one_device: dict[str, dict[str, Any]], layout: tuple[int, int], tmp_path: Path
+) -> None:
     """Nine pictures a step, in parts of 5 and 4 or of 3, 2, 2 and 2; gradients travel once a step."""
     two = train(tmp_path, *layout, "frozen")
-    assert_same(two, one_device)
+    assert_same(two, one_device["frozen"])
     assert two["exchanges"] == 10
-
-
-@pytest.fixture(scope="module")
-def one_device_with_statistics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run in which batch norm sees the whole batch."""
-    return train(tmp_path_factory.mktemp("run"), 1, 1, "none")
 
 
 @pytest.mark.parametrize("fault", ["shared", pytest.param("native", marks=pytest.mark.slow)])
 def test_shared_statistics_are_those_of_the_whole_batch(
-    one_device_with_statistics: dict[str, Any], fault: str, tmp_path: Path
+    one_device: dict[str, dict[str, Any]], fault: str, tmp_path: Path
 ) -> None:
     """Weights and running statistics after ten steps of 5 and 4 pictures, also where kernels would fuse the norm."""
-    assert_same(train(tmp_path, 2, 1, fault), one_device_with_statistics)
+    assert_same(train(tmp_path, 2, 1, fault), one_device["none"])
 
 
 @pytest.mark.slow
-def test_batch_norm_sees_the_pictures_of_one_device(one_device_with_statistics: dict[str, Any], tmp_path: Path) -> None:
+def test_batch_norm_sees_the_pictures_of_one_device(one_device: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     """Stated and measured: with statistics of 4 or 5 pictures instead of 9 the loss moves by some percent."""
-    one, two = one_device_with_statistics, train(tmp_path, 2, 1, "none")
+    one, two = one_device["none"], train(tmp_path, 2, 1, "none")
     apart = abs(two["rows"][-1]["train_loss"] / one["rows"][-1]["train_loss"] - 1)
     assert 1e-4 < apart < 0.15
 

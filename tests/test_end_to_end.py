@@ -12,15 +12,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from faults.warm import start
 from PIL import Image
+from tracking.wandb_reader import read_all
 
+from src import dashboard
 from src.cam.panel import load_cam
 from src.record import VOLATILE_FIELDS, RunRecord
+from src.tracking.dashboard import DASHBOARD_FILE
+from src.tracking.keys import CONDITIONS, SEED
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = ["base", "depth", "width", "resolution", "compound"]
@@ -109,6 +115,7 @@ def test_smoke_files_agree_with_the_records(smoke: tuple[Path, str]) -> None:
         for split in ("val", "test"):
             hits = stored[f"{split}_logits"].argmax(1) == stored[f"{split}_labels"]
             assert hits.mean() == pytest.approx(getattr(record, f"{split}_accuracy"), abs=1e-12)
+        assert stored["test_clusters"].shape == stored["test_labels"].shape  # several pictures are made of one scan
         with (folder / "history.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 1 and float(rows[0]["val_accuracy"]) == pytest.approx(record.val_accuracy, abs=1e-6)
@@ -133,15 +140,62 @@ def test_smoke_output_is_readable(smoke: tuple[Path, str]) -> None:
     assert len(consoles) == 5 and all("Traceback" not in text and len(text.splitlines()) < 12 for text in consoles)
 
 
+def test_the_dashboard_shows_keys_that_are_really_logged(smoke: tuple[Path, str]) -> None:
+    study = smoke[0]
+    assert dashboard.main([str(study)]) == 0
+    logged = read_all(study)
+    comparison = set(logged.pop("smoke-comparison").summary)
+    assert sorted(arm.run.job_type for arm in logged.values()) == sorted(ARMS)
+    named = set(keys(json.loads((study / DASHBOARD_FILE).read_text())))
+    assert {"comparison/arms/_type", "comparison/verdict/_type"} <= comparison
+    assert {kind for kind, _ in named} == {"step", "summary", "picture", "config"} and len(named) >= 12
+    named |= {("config", key.replace(".", ".value.", 1)) for key in (SEED, *CONDITIONS.values())}
+    for arm in logged.values():
+        assert arm.run.run_group == "smoke"
+        rows = {key for row in arm.rows for key in row}
+        for kind, key in named:
+            if kind == "step":
+                assert key in rows
+            elif kind == "summary":
+                assert isinstance(arm.summary[key], float | int)
+            elif kind == "picture":
+                assert f"{key}/_type" in (comparison if key.startswith("comparison/") else rows), key
+            else:
+                top, _, inner = key.partition(".value.")
+                assert arm.config[top.removesuffix(".value")] is not None and (not inner or inner in arm.config[top])
+
+
+def keys(node: Any) -> Iterator[tuple[str, str]]:
+    """What panels and tables of a spec name that runs must have logged, with the kind of it."""
+    if isinstance(node, list):
+        for child in node:
+            yield from keys(child)
+    elif isinstance(node, dict):
+        yield from (("picture", key) for key in node.get("mediaKeys", ()))
+        yield from (("summary" if key.startswith("best/") else "step", key) for key in node.get("metrics", ()))
+        for name in ("xAxis", "yAxis"):
+            section, _, key = str(node.get(name, "")).rpartition(":")
+            if key not in ("", "_step", "run", "index"):  # steps, runs and pictures are W&B's own
+                yield section or "step", key
+        yield from (("config", node["groupBy"]) for _ in ("groupBy",) if "groupBy" in node)
+        yield from (("config", key["name"]) for key in node.get("grouping", ()))
+        pinned = (name.partition(":") for name in node.get("columnOrder", ()))
+        yield from ((section, key) for section, _, key in pinned if section != "run")
+        for child in node.values():
+            yield from keys(child)
+
+
 def test_the_same_command_again_skips_what_is_finished(
     smoke: tuple[Path, str],
 ) -> None:
     study = smoke[0]
+    runs = sorted((study / "wandb").iterdir())
     before = {path: path.read_bytes() for path in study.glob("*/record.json")}
     code, said = sweep("+sweep=smoke", outputs=study.parent)
     assert code == 0, said
     assert before == {path: path.read_bytes() for path in study.glob("*/record.json")}
     assert said.count("skipped") >= 5
+    assert sorted((study / "wandb").iterdir()) == runs, "the comparison has been logged"
 
 
 def test_arms_of_other_code_are_named_before_and_in_the_comparison(smoke: tuple[Path, str], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ SRC = ROOT / "src"
 # Lowest floor first: a room imports itself and the rooms before it.
 ROOMS = (
     "choices",
+    "guards",
     "cache",
     "record",
     "arm_folder",
@@ -31,7 +32,18 @@ ROOMS = (
     "launch",
 )
 # Then the wiring, in this order; any other module at the top is an entry point, which nothing imports.
-FLOORS = (*ROOMS, "config", "messages", "command", "planning", "study", "outcome", "rehearsal", "prospect")
+FLOORS = (
+    *ROOMS,
+    "config",
+    "messages",
+    "command",
+    "planning",
+    "comparison",
+    "study",
+    "outcome",
+    "rehearsal",
+    "prospect",
+)
 
 UNKNOWN = {  # what a room knows nothing of, beside the rooms after it
     "kernels": {"lightning"},
@@ -45,6 +57,7 @@ UNKNOWN = {  # what a room knows nothing of, beside the rooms after it
 }
 ONLY = {  # who may import a library
     "wandb": {"tracking"},
+    "wandb_workspaces": {"tracking"},
     "hydra": {"launch", "config", "messages", "command", "study"},
     "omegaconf": {"launch", "config", "messages", "command", "study", "run", "explain", "plan"},
 }
@@ -99,7 +112,8 @@ def modules() -> list[tuple[Path, str]]:
 
 
 def test_every_package_stands_in_the_table() -> None:
-    packages = {path.parent.name for path in SRC.glob("*/__init__.py")} | {"choices", "cache", "record", "arm_folder"}
+    single = {"choices", "guards", "cache", "record", "arm_folder"}
+    packages = {path.parent.name for path in SRC.glob("*/__init__.py")} | single
     assert packages == set(ROOMS)
     assert len(modules()) > 40
 
@@ -215,9 +229,15 @@ HYDRA = {"hydra", "omegaconf"}
         (("-c", "import src.verdict.judge"), {"numpy"}, TORCH | HYDRA | {"wandb"}),
         (("-m", "src.audit", "--help"), {"src.verdict.published"}, TORCH | HYDRA | {"wandb", "matplotlib", "sklearn"}),
         (("-c", "import src.report.write"), {"matplotlib"}, TORCH | HYDRA | {"wandb"}),
+        (("-m", "src.extrapolate", "--help"), {"src.verdict.extrapolation"}, TORCH | HYDRA | {"wandb"}),
         (("-c", "import src.training.plan"), {"src.training.layout"}, HEAVY | HYDRA),
         (("-c", "import src.launch.processes"), {"src.launch.options"}, HEAVY | {"src.networks", "src.verdict"}),
         (("-c", "import src.tracking.options"), {"src.tracking"}, HEAVY),
+        (
+            ("-m", "src.dashboard", "--help"),
+            {"src.tracking.dashboard"},
+            TORCH | {"wandb", "wandb_workspaces", "sklearn"},
+        ),
         (("-c", "import src.study"), {"torch"}, HEAVY - {"torch"}),  # fvcore counts in arms alone
         (("-c", "import src.data.sources"), {"src.data.clutter"}, TORCH | HYDRA | {"wandb"}),
     ],
