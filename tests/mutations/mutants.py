@@ -253,7 +253,7 @@ def trains_another(world: World) -> Caught:
 
 @mutant("H15", "G14", VERIFIED, "document", "two numbers of the summary are swapped")
 def swaps_numbers(world: World) -> Caught:
-    study = world.report(lambda study: None).folder
+    study = world.report(drawn=True).folder
     text = (study / "summary.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| compound")]
     cells = rows[0].split("|")
@@ -363,7 +363,7 @@ def guesses(world: World) -> Caught:
 
 @mutant("C9", "G8", VERIFIED, "records", "a checkpoint is overwritten by that of another run")
 def overwritten(world: World) -> Caught:
-    study = world.report(lambda study: None).folder
+    study = world.report(drawn=True).folder
     own, other = (first_of(study, arm) / "checkpoints" / "best.ckpt" for arm in ("depth", "width"))
     shutil.copy(other, own)
     return world.verified(study)
@@ -515,7 +515,7 @@ def another_arm(world: World) -> Caught:
 
 @mutant("C24", "G14", VERIFIED, "document", "the text says other pixels than were trained")
 def other_pixels(world: World) -> Caught:
-    study = world.report(lambda study: None).folder
+    study = world.report(drawn=True).folder
     path = study / "summary.csv"
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     for row in rows:
@@ -645,7 +645,7 @@ def no_such_device(world: World) -> Caught:
 
 @mutant("C36", "G14", VERIFIED, "document", "compound's figure has resolution's title")
 def another_title(world: World) -> Caught:
-    study = world.report(lambda study: None).folder
+    study = world.report(drawn=True).folder
     path = study / "accuracy_vs_macs.svg"
     text = path.read_text()
     assert "compound" in text
@@ -674,7 +674,7 @@ def claims_a_match(world: World) -> Caught:
 
 @mutant("C40", "G14", VERIFIED, "document", "the page explains a result by causes that nobody tested")
 def explains(world: World) -> Caught:
-    study = write_report(world.report(lambda study: None).folder).folder
+    study = write_report(world.report(drawn=True).folder).folder
     path = study / "report.html"
     text = path.read_text()
     path.write_text(text.replace("</main>", "<p>Because there were too few epochs.</p></main>", 1))

@@ -127,11 +127,16 @@ class World:
         assert record is not None
         return Caught(RECORDED, "; ".join(f.text for f in check(group([record]))))
 
-    def report(self, change: Callable[[Path], None]) -> Report:
-        """The report of the innocent study after a change of its folder."""
+    def report(self, change: Callable[[Path], None] = lambda study: None, *, drawn: bool = False) -> Report:
+        """The report of the innocent study after a change of its folder; with its page and figures if they are wanted,
+        which take longer than all else."""
         study = innocent_study(self.folder)
         change(study)
-        return write_report(study)
+        with contextlib.ExitStack() as stack:
+            if not drawn:
+                stack.enter_context(mock.patch("src.report.write.figure_files", lambda material: {}))
+                stack.enter_context(mock.patch("src.report.write.page", lambda summary, material: ""))
+            return write_report(study)
 
     def named(self, change: Callable[[Path], None], guard: str, *, blocks: bool) -> Caught:
         """What the report says of a changed study under one guard; a blocked claim is told so in its sentence."""
