@@ -200,6 +200,8 @@ def _versions(cells: Sequence[Cell]) -> Iterator[Finding]:
 
 def _units(record: RunRecord) -> str:
     """What in a record's costs cannot be counts of multiply-adds of one network; empty: nothing."""
+    if record.macs <= 0:
+        return f"a network of {record.macs:,} MACs is none"
     if record.fvcore_total and not record.macs <= record.fvcore_total <= LARGEST_FVCORE_RATIO * record.macs:
         return f"{record.macs:,} MACs stand beside fvcore's total of {record.fvcore_total:,}"
     if record.currency == "macs" and record.price != record.macs:
@@ -238,9 +240,8 @@ def _notes(cells: Sequence[Cell]) -> Iterator[Finding]:
     speakers: dict[tuple[float, str], dict[str, list[int]]] = {}
     for cell in cells:
         for record in cell.records:
-            for note in record.notes.split("; "):
-                if text := " ".join(note.split()).rstrip("."):
-                    speakers.setdefault((cell.budget, text), {}).setdefault(cell.name, []).append(record.seed)
+            if text := " ".join(record.notes.split()).rstrip("."):
+                speakers.setdefault((cell.budget, text), {}).setdefault(cell.name, []).append(record.seed)
     for (budget, text), names in speakers.items():
         listed = _and([f"{name} with seed {', '.join(map(str, seeds))}" for name, seeds in names.items()])
         yield Finding("note", False, f"{listed}: {text}", "", budget, tuple(names))

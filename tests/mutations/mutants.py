@@ -47,7 +47,7 @@ from src.networks.table import Network
 from src.record import RunRecord
 from src.report.write import write_report
 from src.scaling import audit
-from src.training import averaging, fit, optimizers
+from src.training import fit, optimizers
 from src.training.module import Classifier
 from src.training.options import Recipe
 
@@ -80,9 +80,8 @@ def mutant(row: str, guard: str, where: str, kind: str, fault: str) -> Callable[
     return enter
 
 
-def base_table(network: Network) -> Network:
-    """The unscaled table of the arm that is being built."""
-    del network
+def base_table() -> Network:
+    """The unscaled table of the arms that are trained here."""
     study = World(Path(tempfile.gettempdir())).plan("study=base", "scaling=base", "tracking=none")[0]
     return study.scaled.base.network
 
@@ -92,15 +91,14 @@ def base_table(network: Network) -> Network:
 
 @mutant("H1", "G1", PLANNED, "code", "the loop that should scale matches no layer, and copies nothing")
 def copies_nothing(world: World) -> Caught:
-    table = base_table
-    world.patch("src.arm.build", lambda network, classes, **rates: build(table(network), classes, **rates))
+    world.patch("src.arm.build", lambda network, classes, **rates: build(base_table(), classes, **rates))
     return world.trains("scaling=depth")
 
 
 @mutant("H2", "G1", PLANNED, "code", "widths are edited as attributes; not a weight changes")
 def edits_attributes(world: World) -> Caught:
     def edited(network: Network, classes: int, **rates: float) -> ConvNet:
-        model = build(base_table(network), classes, **rates)
+        model = build(base_table(), classes, **rates)
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 module.out_channels = int(1.5 * module.out_channels)
@@ -113,7 +111,7 @@ def edits_attributes(world: World) -> Caught:
 @mutant("H3", "G1", PLANNED, "code", "a strided, widening block is copied behind itself")
 def copies_a_strided_block(world: World) -> Caught:
     def deepened(network: Network, classes: int, **rates: float) -> ConvNet:
-        model = build(base_table(network), classes, **rates)
+        model = build(base_table(), classes, **rates)
         stage = model.stages[1]
         model.stages[1] = nn.Sequential(stage[0], copy.deepcopy(stage[0]), *stage[1:])  # type: ignore[index]
         return model
@@ -245,7 +243,7 @@ def trains_another(world: World) -> Caught:
     real = fit.fit
 
     def swapped(network: ConvNet, data: Any, **options: Any) -> Any:
-        return real(build(base_table(network), 10, dropout=options["recipe"].dropout), data, **options)  # type: ignore[arg-type]
+        return real(build(base_table(), 10, dropout=options["recipe"].dropout), data, **options)  # type: ignore[arg-type]
 
     world.patch("src.arm.fit", swapped)
     return world.trains("scaling=width")
@@ -399,7 +397,6 @@ def cut_schedule(world: World) -> Caught:
 
 @mutant("C13", "G6", TRAINED, "code", "averaged weights are built and never updated")
 def idle_average(world: World) -> Caught:
-    assert averaging.StepAveraging  # what is patched
     world.patch("src.training.averaging.StepAveraging._average", lambda self, averaged, current, updates: None)
     return world.trains("scaling=base")
 

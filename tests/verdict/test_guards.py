@@ -115,3 +115,19 @@ def test_chance_is_two_binomial_errors_above_guessing() -> None:
     # 1/10 + 2 sqrt(0.09 / 10000) = 0.106
     assert at_chance(record(test_accuracy=0.106))
     assert not at_chance(record(test_accuracy=0.1061))
+
+
+def test_costs_that_no_network_has_are_mixed_units() -> None:
+    for changes, told in (
+        ({"macs": 0, "price": 0.0}, "a network of 0 MACs is none"),
+        ({"fvcore_total": 2 * BASE_MACS - 1}, "MACs stand beside fvcore's total"),
+        ({"price": 4.0 * BASE_MACS}, "stand beside a price of"),
+        ({"steps": 10, "train_macs": 6 * BASE_MACS + 1}, "no multiple of three times"),
+    ):
+        (wrong,) = found(spoilt("depth", only=0, **changes), "G2")
+        assert wrong.blocking and told in wrong.text and wrong.arms == ("depth",)
+
+
+def test_a_note_that_runs_share_stands_once_and_whole() -> None:
+    (note,) = [f for f in check(group(spoilt("depth", notes="W&B failed; the arm goes on"))) if f.guard == "note"]
+    assert note.text == "depth with seed 0, 1, 2: W&B failed; the arm goes on" and note.arms == ("depth",)
